@@ -1,0 +1,147 @@
+//! Map values and sizes: plain bytes, no `bool`, no `enum`, no padding. Any change here that
+//! an older `gate` could not read raises [`ABI_VERSION`].
+
+use crate::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use crate::state::StateWord;
+
+/// Version of the pinned maps; part of the pin folder's name.
+pub const ABI_VERSION: u32 = 1;
+
+/// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
+pub const MAX_GATES: u32 = 1024;
+
+/// Most endpoints that can be known at once.
+pub const MAX_ENDPOINTS: u32 = 16_384;
+
+/// Held SYNs that fit by default (`gate up --held`).
+pub const DEFAULT_HELD: u32 = 16_384;
+
+/// Longest frame that is kept, in bytes: Ethernet, two VLAN tags, IPv6 with some
+/// extensions, and a full TCP header.
+pub const FRAME_LEN: usize = 256;
+
+/// Frames that one injection call takes.
+pub const REPLAY_BATCH: u32 = 1024;
+
+/// A held SYN; value of `HELD`. Times are nanoseconds since boot.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct HeldSyn {
+    /// When the first SYN of this attempt arrived.
+    pub arrived: u64,
+    /// When the newest retransmission arrived, whose frame this is.
+    pub refreshed: u64,
+    /// The gate that holds it.
+    pub gate: GateId,
+    /// The interface that it came in on.
+    pub ifindex: u32,
+    /// Bytes of `frame` in use.
+    pub len: u32,
+    /// The SYN's sequence number, network byte order.
+    pub isn: [u8; 4],
+    /// The frame, from the Ethernet header on, without trailing padding.
+    pub frame: [u8; FRAME_LEN],
+}
+
+/// A frame to inject; value of `REPLAY`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ReplayFrame {
+    /// The attempt that this is, entered into `RELEASED` before it is injected.
+    pub attempt: AttemptKey,
+    /// The gate that held it.
+    pub gate: GateId,
+    /// Bytes of `frame` in use: even, from 60 to [`FRAME_LEN`].
+    pub len: u32,
+    /// The frame, checksums complete.
+    pub frame: [u8; FRAME_LEN],
+}
+
+/// What is counted, per gate and CPU. The number is the index in [`GateStats`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// SYN passed: the gate is open (counted only while some gate is closed).
+    Passed = 0,
+    /// SYN passed: the lease has run out.
+    Expired = 1,
+    /// SYN kept for the first time.
+    Held = 2,
+    /// SYN was a retransmission of a held one; the newer frame is kept.
+    Refreshed = 3,
+    /// SYN dropped by mode `drop`.
+    Dropped = 4,
+    /// SYN answered with a RST.
+    Rejected = 5,
+    /// SYN dropped, because the table of held SYNs is full.
+    Overflowed = 6,
+    /// SYN dropped, because it carries data or is too long to be kept.
+    Uncaptured = 7,
+    /// SYN passed: its attempt was released already.
+    Replayed = 8,
+    /// Held SYN injected.
+    Released = 9,
+    /// Frame passed that claims to be TCP over IP, but can't be parsed (slot 0 only).
+    Unparsed = 10,
+}
+
+impl Counter {
+    /// All of them, with the names that `gate status --json` uses.
+    pub const ALL: [(Self, &'static str); 11] = [
+        (Self::Passed, "passed"),
+        (Self::Expired, "expired"),
+        (Self::Held, "held"),
+        (Self::Refreshed, "refreshed"),
+        (Self::Dropped, "dropped"),
+        (Self::Rejected, "rejected"),
+        (Self::Overflowed, "overflowed"),
+        (Self::Uncaptured, "uncaptured"),
+        (Self::Replayed, "replayed"),
+        (Self::Released, "released"),
+        (Self::Unparsed, "unparsed"),
+    ];
+}
+
+/// A gate's counters on one CPU; value of `STATS`, indexed by [`Counter`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GateStats {
+    /// Events since `gate up`.
+    pub counts: [u64; 16],
+}
+
+const _: () = {
+    assert!(size_of::<EndpointKey>() == 20);
+    assert!(size_of::<FlowKey>() == 36);
+    assert!(size_of::<AttemptKey>() == 40);
+    assert!(size_of::<StateWord>() == 8);
+    assert!(size_of::<GateId>() == 4);
+    assert!(size_of::<HeldSyn>() == 32 + FRAME_LEN);
+    assert!(size_of::<ReplayFrame>() == 48 + FRAME_LEN);
+    assert!(size_of::<GateStats>() == 128);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{AttemptKey, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, ReplayFrame};
+    use crate::state::StateWord;
+    use aya::Pod;
+
+    // SAFETY: all are repr(C) or repr(transparent) over integers and byte arrays, without
+    // padding (the size assertions above add up), so any bytes are a valid value.
+    unsafe impl Pod for EndpointKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for AttemptKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for GateId {}
+    // SAFETY: as above.
+    unsafe impl Pod for StateWord {}
+    // SAFETY: as above.
+    unsafe impl Pod for HeldSyn {}
+    // SAFETY: as above.
+    unsafe impl Pod for ReplayFrame {}
+    // SAFETY: as above.
+    unsafe impl Pod for GateStats {}
+}

@@ -1,0 +1,265 @@
+//! From Ethernet to TCP, over any buffer that can tell where it ends.
+//!
+//! [`locate`] goes as far as the TCP flags, which is all that a data packet costs;
+//! [`Located::syn`] reads the rest of what only SYNs need.
+
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::vlan::VlanHdr;
+
+use crate::flow::{Address, AttemptKey, FlowKey, Port};
+
+/// A frame, from its Ethernet header on.
+pub trait Packet {
+    /// The `N` bytes at offset `at`, or none where the frame ends before their last.
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+
+    /// The frame's length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Packet for [u8] {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..)?.first_chunk().copied()
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len()
+    }
+}
+
+/// The IP version of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Where a frame's headers are, in bytes from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The IP version.
+    pub family: Family,
+    /// Offset of the IP header.
+    pub network: usize,
+    /// Offset of the TCP header.
+    pub transport: usize,
+    /// The TCP flags, as in the header's 14th byte (RFC 9293 section 3.1).
+    pub flags: u8,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// TCP over IP, unfragmented.
+    Tcp(Located),
+    /// Something else, or a fragment: never judged.
+    Other,
+    /// It says that it is TCP over IP, but ends too early or nests too deep.
+    Unparsed,
+}
+
+/// A SYN, with all that a verdict and a capture need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syn {
+    /// The connection attempt.
+    pub attempt: AttemptKey,
+    /// Where the headers are.
+    pub at: Located,
+    /// Bytes from the frame's start to the IP packet's end; what follows is padding.
+    pub end: usize,
+    /// Bytes of data in the SYN (TCP Fast Open, RFC 7413).
+    pub payload: usize,
+}
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xa8];
+
+const PROTO_HOP_BY_HOP: u8 = 0;
+const PROTO_TCP: u8 = 6;
+const PROTO_ROUTING: u8 = 43;
+const PROTO_FRAGMENT: u8 = 44;
+const PROTO_AUTH: u8 = 51;
+const PROTO_DESTINATION: u8 = 60;
+
+/// VLAN tags that are looked behind: one, or two with QinQ.
+const MAX_VLAN_TAGS: usize = 2;
+/// IPv6 extension headers that are looked behind.
+const MAX_EXTENSIONS: usize = 6;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+impl Located {
+    /// Whether the segment opens a connection: SYN set; ACK, RST and FIN clear. PSH, URG and
+    /// the ECN bits don't matter.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pure_syn(&self) -> bool {
+        self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// Reads what a verdict needs, or none where the lengths contradict each other.
+    #[inline(always)]
+    pub fn syn<P: Packet + ?Sized>(&self, packet: &P) -> Option<Syn> {
+        let (source, destination, end) = match self.family {
+            Family::V4 => {
+                let total = packet.load::<2>(self.network + 2)?;
+                let source = packet.load::<4>(self.network + 12)?;
+                let destination = packet.load::<4>(self.network + 16)?;
+                (
+                    Address::from_v4(source),
+                    Address::from_v4(destination),
+                    self.network + u16::from_be_bytes(total) as usize,
+                )
+            }
+            Family::V6 => {
+                let payload = packet.load::<2>(self.network + 4)?;
+                let source = packet.load::<16>(self.network + 8)?;
+                let destination = packet.load::<16>(self.network + 24)?;
+                (
+                    Address(source),
+                    Address(destination),
+                    self.network + Ipv6Hdr::LEN + u16::from_be_bytes(payload) as usize,
+                )
+            }
+        };
+        let ports = packet.load::<4>(self.transport)?;
+        let isn = packet.load::<4>(self.transport + 4)?;
+        let [offset] = packet.load::<1>(self.transport + 12)?;
+        let header = usize::from(offset >> 4) * 4;
+        let data = self.transport + header;
+        if header < TcpHdr::LEN || data > end || end > packet.len() {
+            return None;
+        }
+        Some(Syn {
+            attempt: AttemptKey {
+                flow: FlowKey {
+                    source,
+                    destination,
+                    source_port: Port([ports[0], ports[1]]),
+                    destination_port: Port([ports[2], ports[3]]),
+                },
+                isn,
+            },
+            at: *self,
+            end,
+            payload: end - data,
+        })
+    }
+}
+
+/// Finds a frame's TCP header and flags.
+#[inline(always)]
+pub fn locate<P: Packet + ?Sized>(packet: &P) -> Frame {
+    let Some((ethertype, network)) = ethertype(packet) else {
+        return Frame::Other;
+    };
+    match ethertype {
+        ETHERTYPE_IPV4 => locate_v4(packet, network),
+        ETHERTYPE_IPV6 => locate_v6(packet, network),
+        _ => Frame::Other,
+    }
+}
+
+/// The type behind the VLAN tags, and where its header begins.
+#[inline(always)]
+fn ethertype<P: Packet + ?Sized>(packet: &P) -> Option<([u8; 2], usize)> {
+    let mut ethertype = packet.load::<2>(EthHdr::LEN - 2)?;
+    let mut at = EthHdr::LEN;
+    for _ in 0..MAX_VLAN_TAGS {
+        if !matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ) {
+            break;
+        }
+        ethertype = packet.load::<2>(at + VlanHdr::LEN - 2)?;
+        at += VlanHdr::LEN;
+    }
+    Some((ethertype, at))
+}
+
+#[inline(always)]
+fn locate_v4<P: Packet + ?Sized>(packet: &P, network: usize) -> Frame {
+    // RFC 791 section 3.1. One load for version to protocol; the checks follow in its order.
+    let Some(header) = packet.load::<10>(network) else {
+        return Frame::Unparsed;
+    };
+    if header[9] != PROTO_TCP {
+        return Frame::Other;
+    }
+    let length = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || length < Ipv4Hdr::LEN {
+        return Frame::Unparsed;
+    }
+    // More fragments, or an offset: only a whole packet is judged.
+    if header[6] & 0x3f != 0 || header[7] != 0 {
+        return Frame::Other;
+    }
+    flags(packet, Family::V4, network, network + length)
+}
+
+#[inline(always)]
+fn locate_v6<P: Packet + ?Sized>(packet: &P, network: usize) -> Frame {
+    // RFC 8200 sections 3 and 4.
+    let Some([next]) = packet.load::<1>(network + 6) else {
+        return Frame::Unparsed;
+    };
+    let mut next = next;
+    let mut at = network + Ipv6Hdr::LEN;
+    for _ in 0..=MAX_EXTENSIONS {
+        if next == PROTO_TCP {
+            return flags(packet, Family::V6, network, at);
+        }
+        if !matches!(
+            next,
+            PROTO_HOP_BY_HOP | PROTO_ROUTING | PROTO_FRAGMENT | PROTO_AUTH | PROTO_DESTINATION
+        ) {
+            return Frame::Other;
+        }
+        let Some(extension) = packet.load::<4>(at) else {
+            return Frame::Unparsed;
+        };
+        at += match next {
+            // A source route that is not done yet: the destination is not the endpoint.
+            PROTO_ROUTING if extension[3] != 0 => return Frame::Other,
+            // Only an atomic fragment (RFC 6946) is a whole packet.
+            PROTO_FRAGMENT if extension[2] != 0 || extension[3] & 0xf9 != 0 => return Frame::Other,
+            PROTO_FRAGMENT => 8,
+            PROTO_AUTH => (usize::from(extension[1]) + 2) * 4,
+            _ => (usize::from(extension[1]) + 1) * 8,
+        };
+        next = extension[0];
+    }
+    Frame::Unparsed
+}
+
+#[inline(always)]
+fn flags<P: Packet + ?Sized>(
+    packet: &P,
+    family: Family,
+    network: usize,
+    transport: usize,
+) -> Frame {
+    match packet.load::<1>(transport + 13) {
+        Some([flags]) => Frame::Tcp(Located {
+            family,
+            network,
+            transport,
+            flags,
+        }),
+        None => Frame::Unparsed,
+    }
+}

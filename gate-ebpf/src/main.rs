@@ -1,0 +1,34 @@
+//! Gate's data path. Entry points only: each hook translates its context to a frame, asks
+//! [`gate_common::verdict`], and translates the verdict back.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod replay;
+mod xdp;
+
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+
+/// Judges the SYNs that come in on a NIC.
+#[xdp]
+pub fn gate_xdp(ctx: XdpContext) -> u32 {
+    xdp::judge(&ctx)
+}
+
+/// Injects one held SYN a run (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18). Never attached.
+#[xdp]
+pub fn gate_replay(ctx: XdpContext) -> u32 {
+    replay::next(&ctx)
+}
+
+/// The helpers that need a GPL-compatible program are open to this licence.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

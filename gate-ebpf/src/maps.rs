@@ -1,0 +1,129 @@
+//! The maps, and what the programs do with them.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use gate_common::abi::{
+    Counter, DEFAULT_HELD, GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES, REPLAY_BATCH, ReplayFrame,
+};
+use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use gate_common::state::{BootTime, StateWord};
+use gate_common::verdict::Tables;
+
+/// One word, non-zero while any gate is closed. An array and not a global, because loading
+/// an object writes its globals anew, pinned or not.
+#[map]
+static ARMED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The state words.
+#[map]
+static GATES: Array<u64> = Array::with_max_entries(MAX_GATES, 0);
+
+/// Endpoint to gate.
+#[map]
+static ENDPOINTS: HashMap<EndpointKey, GateId> =
+    HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// The held SYNs, newest frame of each flow. Not LRU: what is held stays held.
+#[map]
+pub static HELD: HashMap<FlowKey, HeldSyn> = HashMap::with_max_entries(DEFAULT_HELD, 0);
+
+/// Attempts that were injected, or that passed after the lease: never (again) to be injected.
+/// Entered with `BPF_NOEXIST`, so exactly one can.
+#[map]
+static RELEASED: HashMap<AttemptKey, GateId> = HashMap::with_max_entries(DEFAULT_HELD, 0);
+
+/// Counters.
+#[map]
+static STATS: PerCpuArray<GateStats> = PerCpuArray::with_max_entries(MAX_GATES, 0);
+
+/// Room to put a [`HeldSyn`] together, which is too large for the stack.
+#[map]
+static SCRATCH: PerCpuArray<HeldSyn> = PerCpuArray::with_max_entries(1, 0);
+
+/// The frames of one injection, oldest first. Private to the process that releases.
+#[map]
+static REPLAY: Array<ReplayFrame> = Array::with_max_entries(REPLAY_BATCH, 0);
+
+/// The next frame of `REPLAY` to inject.
+#[map]
+static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether any gate is closed.
+#[inline(always)]
+pub fn is_armed() -> bool {
+    // SAFETY: the pointer is to a map value; volatile, because user space writes it.
+    ARMED
+        .get_ptr(0)
+        .is_some_and(|armed| unsafe { armed.read_volatile() } != 0)
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(gate: GateId, counter: Counter) {
+    if let Some(stats) = STATS.get_ptr_mut(gate.0) {
+        // SAFETY: the pointer is to this CPU's own value, and a program is not preempted by
+        // another that counts on the same CPU and hook.
+        unsafe { (*stats).counts[counter as usize] += 1 };
+    }
+}
+
+/// This CPU's scratch room.
+#[inline(always)]
+pub fn scratch() -> Option<*mut HeldSyn> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// Notes that `attempt` must not be injected from now on; false where that was so before.
+#[inline(always)]
+pub fn claim(attempt: &AttemptKey, gate: GateId) -> bool {
+    const BPF_NOEXIST: u64 = 1;
+    RELEASED.insert(attempt, gate, BPF_NOEXIST).is_ok()
+}
+
+/// The next frame to inject, each only once.
+#[inline(always)]
+pub fn next_replay() -> Option<*const ReplayFrame> {
+    let cursor = CURSOR.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to a map value that only the one injecting call uses.
+    let index = unsafe {
+        let index = cursor.read();
+        cursor.write(index.wrapping_add(1));
+        index
+    };
+    REPLAY.get_ptr(index)
+}
+
+/// The kernel's maps and clock.
+pub struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
+        // SAFETY: a value is one word, so a read of a slot that is being reused sees the old
+        // gate or the new one.
+        unsafe { ENDPOINTS.get(endpoint) }.copied()
+    }
+
+    #[inline(always)]
+    fn state(&self, gate: GateId) -> StateWord {
+        match GATES.get_ptr(gate.0) {
+            // SAFETY: the pointer is to a map value; volatile, because user space writes it,
+            // and one aligned word, so it is never seen torn.
+            Some(word) => StateWord(unsafe { word.read_volatile() }),
+            None => StateWord::OPEN,
+        }
+    }
+
+    #[inline(always)]
+    fn is_released(&self, attempt: &AttemptKey) -> bool {
+        RELEASED.get_ptr(attempt).is_some()
+    }
+
+    #[inline(always)]
+    fn now(&self) -> BootTime {
+        // SAFETY: the helper has no preconditions (Linux 5.8).
+        BootTime(unsafe { bpf_ktime_get_boot_ns() })
+    }
+}

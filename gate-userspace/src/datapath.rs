@@ -1,0 +1,431 @@
+//! Loads the data path and attaches it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::programs::{ProgramError, Xdp, loaded_programs};
+use aya::{Ebpf, EbpfLoader};
+use gate_common::abi::DEFAULT_HELD;
+use gate_common::state::{Closed, Effective};
+use nix::sys::utsname::uname;
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::interfaces::{self, Interface, XdpMode};
+use crate::pins::{self, Lock, Pins};
+use crate::release::{Replayer, release};
+use crate::sys;
+use crate::tables::{MAPS, Tables};
+
+/// The BPF object, as build.rs compiled it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
+
+/// Where a program is to be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookChoice {
+    /// Native XDP, but generic on veth.
+    Auto,
+    /// Native XDP.
+    Native,
+    /// Generic XDP.
+    Generic,
+}
+
+/// An attachment, as it really is.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// The interface's index.
+    pub ifindex: u32,
+    /// Its name; none once it is gone.
+    pub interface: Option<String>,
+    /// The mode; none once it is gone.
+    pub mode: Option<XdpMode>,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "xdp",
+            Self::Generic => "xdp-generic",
+            Self::Offloaded => "xdp-offloaded",
+        })
+    }
+}
+
+/// How [`up`] attaches.
+#[derive(Clone, Copy, Debug)]
+pub struct UpOptions {
+    /// The hook.
+    pub hook: HookChoice,
+    /// Room for held SYNs; none for the default, or for what is there.
+    pub held: Option<u32>,
+    /// Whether the data path logs each SYN that it judges.
+    pub debug: bool,
+}
+
+/// What [`up`] did about one interface.
+#[derive(Clone, Debug)]
+pub struct Upped {
+    /// The interface.
+    pub interface: Interface,
+    /// The mode that it is attached in.
+    pub mode: XdpMode,
+    /// Whether it was attached before.
+    pub already: bool,
+}
+
+/// Attaches the data path to interfaces: to all of them, or to none.
+///
+/// # Errors
+/// Anything that is in the way; nothing is changed then.
+pub fn up(pins: &Pins, names: &[String], options: UpOptions) -> Result<Vec<Upped>> {
+    let mut targets = Vec::new();
+    for name in names.iter().collect::<BTreeSet<_>>() {
+        let interface = interfaces::by_name(name)?;
+        let mode = choose(options.hook, &interface)?;
+        targets.push((interface, mode));
+    }
+    let lock = pins.lock_or_create()?;
+    let was_up = pins.exist();
+    let outcome = pins
+        .check_version()
+        .and_then(|()| up_locked(pins, &lock, targets, options));
+    if outcome.is_err() && !was_up {
+        pins.remove(lock)?;
+    }
+    outcome
+}
+
+fn up_locked(
+    pins: &Pins,
+    lock: &Lock,
+    targets: Vec<(Interface, XdpMode)>,
+    options: UpOptions,
+) -> Result<Vec<Upped>> {
+    let held = options.held.unwrap_or(DEFAULT_HELD);
+    let mut ebpf = if pins.exist() {
+        let actual = Tables::open(pins)?.held_max();
+        match options.held {
+            Some(asked) if asked != actual => return Err(Error::OtherSize { actual, asked }),
+            _ => load(&pins.folder(), actual, options.debug)?,
+        }
+    } else {
+        pins.create(lock, |folder| load(folder, held, options.debug))?
+    };
+    let program = xdp(&mut ebpf, "gate_xdp")?;
+    let mut fresh = Vec::new();
+    let mut done = Vec::new();
+    for (interface, mode) in targets {
+        match attach(pins, program, &interface, mode) {
+            Ok(attached) => {
+                if !attached.already {
+                    fresh.push(interface.index);
+                }
+                done.push(attached);
+            }
+            Err(error) => {
+                for ifindex in fresh {
+                    let path = pins.link(ifindex);
+                    std::fs::remove_file(&path)
+                        .map_err(Error::call("remove", path.display().to_string()))?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// The mode for an interface.
+fn choose(hook: HookChoice, interface: &Interface) -> Result<XdpMode> {
+    if interface.is_loopback {
+        return Err(Error::Loopback {
+            name: interface.name.clone(),
+        });
+    }
+    Ok(match hook {
+        HookChoice::Native => XdpMode::Native,
+        HookChoice::Generic => XdpMode::Generic,
+        // Native XDP on veth switches off its peer's segmentation offload, and can't send a
+        // RST to a peer without NAPI.
+        HookChoice::Auto if interface.is_veth => XdpMode::Generic,
+        HookChoice::Auto => XdpMode::Native,
+    })
+}
+
+/// Loads the object with its pinned maps in `folder`, where those that are there are
+/// reused.
+fn load(folder: &Path, held: u32, debug: bool) -> Result<Ebpf> {
+    let level = if debug { log::Level::Debug as u8 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(aya_log::LEVEL, &level, true)
+        .map_max_entries("HELD", held)
+        .map_max_entries("RELEASED", held);
+    let paths: Vec<_> = MAPS
+        .iter()
+        .map(|(name, _, _)| (*name, folder.join(name)))
+        .collect();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let ebpf = loader.load(OBJECT).map_err(load_error)?;
+    for (_, path) in &paths {
+        restrict(path)?;
+    }
+    Ok(ebpf)
+}
+
+fn load_error(error: aya::EbpfError) -> Error {
+    match rights_lost(&error) {
+        true => Error::Rights {
+            missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
+        },
+        false => Error::aya("load the data path")(error),
+    }
+}
+
+fn rights_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error() == Some(libc::EPERM);
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A pin that others can open lets them write the map.
+fn restrict(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(Error::call("chmod", path.display().to_string()))
+}
+
+/// Loads the replay program with the pinned maps, private to this process.
+pub(crate) fn load_replay(pins: &Pins, held: u32) -> Result<Ebpf> {
+    let mut ebpf = load(&pins.folder(), held, false)?;
+    xdp(&mut ebpf, "gate_replay")?;
+    Ok(ebpf)
+}
+
+/// Loads one of the object's XDP programs into the kernel.
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp> {
+    let what = format!("load program {name}");
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| Error::Aya {
+            what: what.clone(),
+            text: "it is not in the object".to_owned(),
+        })?
+        .try_into()
+        .map_err(Error::aya(what.as_str()))?;
+    let program: &mut Xdp = program;
+    match program.load() {
+        Ok(()) => Ok(program),
+        // The verifier doesn't know a helper: the kernel is too old for it.
+        Err(ProgramError::LoadError { verifier_log, .. })
+            if verifier_log.to_string().contains("invalid func")
+                || verifier_log.to_string().contains("unknown func") =>
+        {
+            Err(kernel("bpf_xdp_load_bytes and live frames for XDP", "5.18"))
+        }
+        Err(error) => Err(Error::aya(what.as_str())(error)),
+    }
+}
+
+/// The error of a kernel without a feature.
+pub(crate) fn kernel(feature: &'static str, since: &'static str) -> Error {
+    let release = uname().map_or_else(
+        |_| "unknown".to_owned(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    Error::Kernel {
+        release,
+        feature,
+        since,
+    }
+}
+
+fn attach(pins: &Pins, program: &Xdp, interface: &Interface, mode: XdpMode) -> Result<Upped> {
+    let fd = program.fd().map_err(Error::aya("program gate_xdp"))?;
+    let path = pins.link(interface.index);
+    if let Some(link) = live_link(&path, interface.index)? {
+        // The same program or a newer one; the switch is atomic.
+        sys::update_link(link.as_fd(), fd.as_fd())
+            .map_err(Error::call("bpf link update on", interface.name.as_str()))?;
+        let mode = interface.xdp.map_or(mode, |(mode, _)| mode);
+        return Ok(Upped {
+            interface: interface.clone(),
+            mode,
+            already: true,
+        });
+    }
+    let flags = match mode {
+        XdpMode::Native => aya_obj::generated::XDP_FLAGS_DRV_MODE,
+        XdpMode::Generic => aya_obj::generated::XDP_FLAGS_SKB_MODE,
+        XdpMode::Offloaded => aya_obj::generated::XDP_FLAGS_HW_MODE,
+    };
+    let link = sys::attach_xdp(fd.as_fd(), interface.index, flags)
+        .map_err(|error| attach_error(error, interface, mode))?;
+    sys::pin(link.as_fd(), &path).map_err(Error::call("pin", path.display().to_string()))?;
+    restrict(&path)?;
+    Ok(Upped {
+        interface: interface.clone(),
+        mode,
+        already: false,
+    })
+}
+
+/// The pinned link, if its interface is still there. A defunct pin is removed.
+fn live_link(path: &Path, ifindex: u32) -> Result<Option<OwnedFd>> {
+    let link = match sys::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::call("open pin", path.display().to_string())(error)),
+    };
+    let info = sys::xdp_link(link.as_fd())
+        .map_err(Error::call("bpf link info of", path.display().to_string()))?;
+    if info.ifindex == ifindex {
+        return Ok(Some(link));
+    }
+    std::fs::remove_file(path).map_err(Error::call("remove", path.display().to_string()))?;
+    Ok(None)
+}
+
+fn attach_error(error: io::Error, interface: &Interface, mode: XdpMode) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            // Asked anew: the program may have come since the interface was looked up.
+            let id = interfaces::by_name(&interface.name)
+                .ok()
+                .and_then(|interface| interface.xdp)
+                .map_or(0, |(_, id)| id);
+            Error::HookTaken {
+                interface: interface.name.clone(),
+                program: program_name(id),
+                id,
+            }
+        }
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM | libc::E2BIG)
+            if mode == XdpMode::Native =>
+        {
+            Error::NoNativeXdp {
+                interface: interface.name.clone(),
+                cause: error,
+            }
+        }
+        _ => Error::call("attach XDP to", interface.name.as_str())(error),
+    }
+}
+
+fn program_name(id: u32) -> String {
+    loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "without a name".to_owned())
+}
+
+/// The pinned attachments of this namespace.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn attachments(pins: &Pins) -> Result<Vec<Attachment>> {
+    let interfaces = interfaces::list()?;
+    let mut attachments = Vec::new();
+    for path in pins::entries(&pins.links()) {
+        let link =
+            sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
+        let info = sys::xdp_link(link.as_fd())
+            .map_err(Error::call("bpf link info of", path.display().to_string()))?;
+        let pinned = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        let interface = interfaces
+            .iter()
+            .find(|interface| interface.index == info.ifindex);
+        attachments.push(Attachment {
+            ifindex: pinned.unwrap_or(info.ifindex),
+            interface: interface.map(|interface| interface.name.clone()),
+            mode: interface.and_then(|interface| interface.xdp.map(|(mode, _)| mode)),
+        });
+    }
+    attachments.sort_by_key(|attachment| attachment.ifindex);
+    Ok(attachments)
+}
+
+/// Fails where nothing is attached, so that closing a gate would be a lie.
+///
+/// # Errors
+/// [`Error::NotUp`].
+pub fn check_attached(pins: &Pins) -> Result<()> {
+    let live = attachments(pins)?
+        .iter()
+        .any(|attachment| attachment.interface.is_some());
+    if live { Ok(()) } else { Err(Error::NotUp) }
+}
+
+/// The program id behind some attachment, for reading its log.
+///
+/// # Errors
+/// [`Error::NotUp`].
+pub fn program_id(pins: &Pins) -> Result<u32> {
+    for path in pins::entries(&pins.links()) {
+        let link =
+            sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
+        if let Ok(info) = sys::xdp_link(link.as_fd()) {
+            return Ok(info.program);
+        }
+    }
+    Err(Error::NotUp)
+}
+
+/// What [`down`] did.
+#[derive(Clone, Debug, Default)]
+pub struct Downed {
+    /// The interfaces that were detached.
+    pub interfaces: Vec<String>,
+    /// The SYNs that were still held, and are released.
+    pub released: usize,
+}
+
+/// Opens every gate, detaches, and removes every pin of this namespace, those of other
+/// versions included.
+///
+/// # Errors
+/// Those of the file system and the kernel.
+pub fn down(pins: &Pins) -> Result<Option<Downed>> {
+    if !pins.exist() && pins.of_other_versions().is_empty() {
+        return Ok(None);
+    }
+    let lock = pins.lock_or_create()?;
+    let mut downed = Downed::default();
+    // Pins that this version can't read hold nothing that it could release.
+    if let Ok(mut tables) = Tables::open(pins) {
+        let now = clock::now();
+        let mut holding = BTreeSet::new();
+        for gate in tables.endpoints()?.into_values() {
+            if tables.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
+                holding.insert(gate);
+            }
+        }
+        if !holding.is_empty() {
+            let mut replayer = Replayer::load(pins)?;
+            downed.released = release(&lock, &mut tables, &mut replayer, &holding)?.injected;
+        }
+    }
+    downed.interfaces = attachments(pins)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|attachment| attachment.interface)
+        .collect();
+    pins.remove_other_versions(&lock)?;
+    pins.remove(lock)?;
+    Ok(Some(downed))
+}

@@ -1,0 +1,258 @@
+//! What can go wrong, each with its cause, the remedy and the exit code.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::endpoint::Endpoint;
+
+/// The exit codes of `gate`. A failed command of `gate restart` passes its own on.
+pub mod exit {
+    /// Done, or already so.
+    pub const DONE: u8 = 0;
+    /// It failed.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// Something isn't in the state that the command needs.
+    pub const STATE: u8 = 3;
+    /// Rights are missing.
+    pub const RIGHTS: u8 = 4;
+    /// Another program sits on the hook.
+    pub const TAKEN: u8 = 5;
+    /// The lease ran out.
+    pub const LEASE: u8 = 124;
+    /// The command of a restart was found, but can't be run.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// The command of a restart was not found.
+    pub const NOT_FOUND: u8 = 127;
+}
+
+/// Shorthand.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of the library. Its text is one line: the cause, then the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call to the kernel failed.
+    #[error("{call} {object}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// What it was about.
+        object: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The effective user lacks capabilities.
+    #[error("missing rights ({missing}): run it as root")]
+    Rights {
+        /// The capabilities.
+        missing: String,
+    },
+    /// No bpffs where the pins go.
+    #[error(
+        "no bpffs at {path}: mount it with `mount -t bpf bpf {path}` (under `ip netns exec` it is \
+         hidden: use `nsenter --net=/run/netns/NAME` instead)"
+    )]
+    NoBpffs {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The pin folder isn't ours alone.
+    #[error("{path} is not a folder of root's with mode 0700: remove it, then run `gate up`")]
+    ForeignFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Nothing is attached in this network namespace.
+    #[error("gate is not up in this network namespace: run `gate up INTERFACE` first")]
+    NotUp,
+    /// Pins made by a version with other maps.
+    #[error(
+        "{path} was made by another version of gate (its maps are {found}, mine {expected}): run \
+         `gate down`, then `gate up` again"
+    )]
+    OtherAbi {
+        /// The folder or pin.
+        path: PathBuf,
+        /// What it has.
+        found: String,
+        /// What this version has.
+        expected: String,
+    },
+    /// The lock was not to be had.
+    #[error("another gate command is at work (it holds {path}): try again when it is done")]
+    Locked {
+        /// The locked folder.
+        path: PathBuf,
+    },
+    /// An endpoint is already under a restart.
+    #[error("{endpoint} is being restarted by another gate command: wait for it, or stop it")]
+    RestartUnderWay {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// No such interface.
+    #[error("no interface {name} in this network namespace: `ip link` lists them")]
+    UnknownInterface {
+        /// The name.
+        name: String,
+    },
+    /// XDP on loopback.
+    #[error(
+        "{name} is the loopback interface, and XDP copies every packet there: gate the interface \
+         over which the clients come instead"
+    )]
+    Loopback {
+        /// The name.
+        name: String,
+    },
+    /// Another program is attached.
+    #[error(
+        "{interface} has another XDP program, {program} (id {id}), which gate never replaces: \
+         detach it with `ip link set dev {interface} xdp off`, or ask whoever attached it"
+    )]
+    HookTaken {
+        /// The interface.
+        interface: String,
+        /// The foreign program's name.
+        program: String,
+        /// Its id.
+        id: u32,
+    },
+    /// The driver can't do what was asked.
+    #[error(
+        "{interface}: its driver refuses native XDP ({cause}): use `gate up --hook xdp-generic \
+         {interface}`"
+    )]
+    NoNativeXdp {
+        /// The interface.
+        interface: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The kernel lacks something.
+    #[error("this kernel ({release}) lacks {feature}, which needs Linux {since}: upgrade it")]
+    Kernel {
+        /// The running kernel's release.
+        release: String,
+        /// The feature.
+        feature: &'static str,
+        /// The first version that has it.
+        since: &'static str,
+    },
+    /// Other sizes than asked for.
+    #[error(
+        "the table of held SYNs has room for {actual}, not {asked}: run `gate down`, then \
+         `gate up --held {asked}` again"
+    )]
+    OtherSize {
+        /// What is pinned.
+        actual: u32,
+        /// What was asked for.
+        asked: u32,
+    },
+    /// The tables are full.
+    #[error("{what} is full ({max} entries): open gates that are no longer needed, or `gate down`")]
+    Full {
+        /// The table.
+        what: &'static str,
+        /// Its size.
+        max: u32,
+    },
+    /// An aya call failed.
+    #[error("{what}: {text}")]
+    Aya {
+        /// What was being done.
+        what: String,
+        /// aya's error with all its sources.
+        text: String,
+    },
+    /// A restart's command doesn't exist.
+    #[error("no command {command} in PATH: nothing was changed; check its name")]
+    NoCommand {
+        /// As given.
+        command: String,
+    },
+    /// A restart's command can't be run.
+    #[error("{command} can't be run: {cause}; nothing was changed; check its permissions")]
+    NotExecutable {
+        /// As given.
+        command: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// A lease had run out before the gate was opened.
+    #[error(
+        "{endpoint}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
+         or `--max-hold` holds longer"
+    )]
+    LeaseOver {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// How long ago.
+        ago: Duration,
+    },
+}
+
+impl Error {
+    /// For `map_err`: a failed call about an object.
+    pub fn call(call: &'static str, object: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let object = object.into();
+        move |source| Self::Call {
+            call,
+            object,
+            source,
+        }
+    }
+
+    /// For `map_err`: a failed aya call, with its sources in one line.
+    pub fn aya<E: std::error::Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |error| {
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(inner) = source {
+                let more = inner.to_string();
+                if !text.contains(&more) {
+                    text = format!("{text}: {more}");
+                }
+                source = inner.source();
+            }
+            let text = text.lines().next().unwrap_or_default().to_owned();
+            Self::Aya { what, text }
+        }
+    }
+
+    /// The exit code that goes with it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Rights { .. } => exit::RIGHTS,
+            Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
+            Self::NotUp => exit::STATE,
+            Self::HookTaken { .. } => exit::TAKEN,
+            Self::LeaseOver { .. } => exit::LEASE,
+            Self::NoCommand { .. } => exit::NOT_FOUND,
+            Self::NotExecutable { .. } => exit::NOT_EXECUTABLE,
+            Self::Call { .. }
+            | Self::NoBpffs { .. }
+            | Self::ForeignFolder { .. }
+            | Self::OtherAbi { .. }
+            | Self::Locked { .. }
+            | Self::RestartUnderWay { .. }
+            | Self::UnknownInterface { .. }
+            | Self::Loopback { .. }
+            | Self::NoNativeXdp { .. }
+            | Self::Kernel { .. }
+            | Self::OtherSize { .. }
+            | Self::Full { .. }
+            | Self::Aya { .. } => exit::FAILURE,
+        }
+    }
+}
+
+fn is_rights(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}

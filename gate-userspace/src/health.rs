@@ -1,0 +1,383 @@
+//! Health checks: a TCP connection, HTTP or HTTPS with the expected status, or a command.
+
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::process::{ExitStatus, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::header::{CONNECTION, HOST, USER_AGENT};
+use hyper::{Request, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+
+/// What is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// A TCP connection is accepted at `HOST:PORT`.
+    Tcp(String),
+    /// A GET of this URL (http or https) is answered with an expected status.
+    Http(Uri),
+    /// This shell command exits with 0.
+    Exec(String),
+}
+
+/// Why a text is no check.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}: write http://HOST/PATH, https://HOST/PATH, tcp://HOST:PORT or exec:COMMAND")]
+pub struct CheckSyntax(String);
+
+impl FromStr for Check {
+    type Err = CheckSyntax;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why: &str| Err(CheckSyntax(why.to_owned()));
+        if let Some(command) = text.strip_prefix("exec:") {
+            return match command.trim() {
+                "" => refuse("the command is missing"),
+                command => Ok(Self::Exec(command.to_owned())),
+            };
+        }
+        let Ok(uri) = text.parse::<Uri>() else {
+            return refuse("that is no URL");
+        };
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return refuse("the scheme or the host is missing");
+        };
+        if authority.host().is_empty() || authority.as_str().contains('@') {
+            return refuse("the host is missing, or has a user name");
+        }
+        match scheme {
+            "http" | "https" => Ok(Self::Http(uri)),
+            "tcp" => match authority.port_u16() {
+                Some(1..) => Ok(Self::Tcp(authority.to_string())),
+                _ => refuse("the port is missing"),
+            },
+            other => refuse(&format!("{other} is not a scheme that is checked")),
+        }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(target) => write!(f, "tcp://{target}"),
+            Self::Http(uri) => uri.fmt(f),
+            Self::Exec(command) => write!(f, "exec:{command}"),
+        }
+    }
+}
+
+/// HTTP statuses, from and to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statuses(RangeInclusive<u16>);
+
+impl Default for Statuses {
+    fn default() -> Self {
+        Self(200..=299)
+    }
+}
+
+impl FromStr for Statuses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| {
+            text.parse::<u16>()
+                .ok()
+                .filter(|status| (100..=599).contains(status))
+        };
+        let (from, to) = text.split_once('-').unwrap_or((text, text));
+        match (number(from), number(to)) {
+            (Some(from), Some(to)) if from <= to => Ok(Self(from..=to)),
+            _ => Err("write a status like 200, or a range like 200-399".to_owned()),
+        }
+    }
+}
+
+/// Why a check failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckFailure {
+    /// No connection.
+    #[error("{}", connect_text(.0))]
+    Connect(#[from] io::Error),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// Another status.
+    #[error("status {0}")]
+    Status(u16),
+    /// The TLS handshake failed.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    /// The certificate store can't be read, or the name is none.
+    #[error("TLS set-up: {0}")]
+    TlsSetup(String),
+    /// HTTP went wrong.
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    /// The command failed.
+    #[error("{0}")]
+    Exec(ExitStatus),
+}
+
+fn connect_text(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// How checks are made.
+#[derive(Clone)]
+pub struct Checker {
+    statuses: Statuses,
+    timeout: Duration,
+    tls: Option<TlsConnector>,
+}
+
+impl Checker {
+    /// A checker for these checks. `timeout` is for one whole check. With `insecure` any
+    /// certificate will do.
+    ///
+    /// # Errors
+    /// Where a check is HTTPS and the system's certificates can't be loaded.
+    pub fn new(
+        checks: &[Check],
+        statuses: Statuses,
+        timeout: Duration,
+        insecure: bool,
+    ) -> Result<Self, CheckFailure> {
+        let https = checks.iter().any(|check| match check {
+            Check::Http(uri) => uri.scheme_str() == Some("https"),
+            Check::Tcp(_) | Check::Exec(_) => false,
+        });
+        let tls = match (https, insecure) {
+            (false, _) => None,
+            (true, true) => Some(insecure::connector()),
+            (true, false) => Some(connector()?),
+        };
+        Ok(Self {
+            statuses,
+            timeout,
+            tls,
+        })
+    }
+
+    /// Makes one check.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn run(&self, check: &Check) -> Result<(), CheckFailure> {
+        let one = async {
+            match check {
+                Check::Tcp(target) => TcpStream::connect(target.as_str()).await.map(drop)?,
+                Check::Http(uri) => self.http(uri).await?,
+                Check::Exec(command) => exec(command).await?,
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(self.timeout, one).await {
+            Ok(result) => result,
+            Err(_) => Err(CheckFailure::Timeout(self.timeout)),
+        }
+    }
+
+    async fn http(&self, uri: &Uri) -> Result<(), CheckFailure> {
+        // A URL's IPv6 address has brackets, which neither look-up nor TLS knows.
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let https = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let stream = TcpStream::connect((host, port)).await?;
+        let status = match &self.tls {
+            Some(tls) if https => {
+                let name = ServerName::try_from(host.to_owned())
+                    .map_err(|error| CheckFailure::TlsSetup(error.to_string()))?;
+                let stream = tls.connect(name, stream).await.map_err(CheckFailure::Tls)?;
+                get(stream, uri).await?
+            }
+            _ => get(stream, uri).await?,
+        };
+        if self.statuses.0.contains(&status) {
+            return Ok(());
+        }
+        Err(CheckFailure::Status(status))
+    }
+}
+
+/// Sends one GET and returns the status of the answer.
+async fn get<S>(stream: S, uri: &Uri) -> Result<u16, CheckFailure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let request = Request::get(path)
+        .header(HOST, authority)
+        .header(USER_AGENT, concat!("gate/", env!("CARGO_PKG_VERSION")))
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| CheckFailure::Connect(io::Error::other(error)))?;
+    tokio::pin!(connection);
+    let answer = tokio::select! {
+        answer = sender.send_request(request) => answer?,
+        ended = &mut connection => {
+            ended?;
+            return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+        }
+    };
+    Ok(answer.status().as_u16())
+}
+
+async fn exec(command: &str) -> Result<(), CheckFailure> {
+    let status = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(CheckFailure::Exec(status))
+}
+
+/// Verifies against the system's certificates.
+fn connector() -> Result<TlsConnector, CheckFailure> {
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(loaded.certs);
+    if added == 0 {
+        let why = loaded.errors.first().map_or_else(
+            || "the system has no CA certificates".to_owned(),
+            ToString::to_string,
+        );
+        return Err(CheckFailure::TlsSetup(format!(
+            "{why}: install ca-certificates, or use --check-insecure"
+        )));
+    }
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// TLS without verification, for checks of a backend's self-signed certificate.
+mod insecure {
+    use std::sync::Arc;
+
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::client::danger::{
+        HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+    };
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+    #[derive(Debug)]
+    struct Trusting;
+
+    impl ServerCertVerifier for Trusting {
+        fn verify_server_cert(
+            &self,
+            _end_entity: &CertificateDer<'_>,
+            _intermediates: &[CertificateDer<'_>],
+            _server_name: &ServerName<'_>,
+            _ocsp_response: &[u8],
+            _now: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            ring::default_provider()
+                .signature_verification_algorithms
+                .supported_schemes()
+        }
+    }
+
+    /// A connector that takes any certificate.
+    pub(super) fn connector() -> TlsConnector {
+        let config = ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Trusting))
+            .with_no_client_auth();
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_checks() {
+        for (text, shown) in [
+            ("http://127.0.0.1:8080/healthz", None),
+            ("https://[fd00::5]/", None),
+            ("http://localhost", Some("http://localhost/")),
+            ("tcp://127.0.0.1:5432", None),
+            ("exec:pg_isready -q", None),
+        ] {
+            let check: Check = text.parse().expect(text);
+            assert_eq!(check.to_string(), shown.unwrap_or(text));
+        }
+        for text in [
+            "",
+            "localhost:80",
+            "/healthz",
+            "ftp://host/",
+            "http://",
+            "http:///path",
+            "http://user@host/",
+            "tcp://host",
+            "tcp://host:0",
+            "exec:",
+            "exec:  ",
+            "http://a b/",
+        ] {
+            assert!(text.parse::<Check>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_statuses() {
+        assert_eq!("200".parse(), Ok(Statuses(200..=200)));
+        assert_eq!("200-399".parse(), Ok(Statuses(200..=399)));
+        for text in ["", "99", "600", "300-200", "2xx", "200-"] {
+            assert!(text.parse::<Statuses>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The `gate` command.
+
+mod cli;
+mod log;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use gate_userspace::error::{Error, exit};
+use gate_userspace::report;
+use serde_json::json;
+
+use cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(usage(&error)),
+    };
+    let json = cli.json;
+    match cli.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let code = error
+                .downcast_ref::<Error>()
+                .map_or(exit::FAILURE, Error::exit_code);
+            let text = format!("{error:#}");
+            complain(&text);
+            if json {
+                let fields = json!({ "error": text, "exit_code": code });
+                // The error is on stderr already, and its code is what counts.
+                let _unseen = cli::print(&(report::answer(fields) + "\n"));
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Says on stderr what is wrong, in one line.
+fn complain(text: &str) {
+    let _unseen = writeln!(std::io::stderr(), "gate: {text}");
+}
+
+/// Prints help as it is, and a mistake as one line.
+fn usage(error: &clap::Error) -> u8 {
+    let asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if asked_for {
+        let _unseen = error.print();
+        return exit::DONE;
+    }
+    let text = error.render().to_string();
+    let cause = text
+        .split("\n\nUsage:")
+        .next()
+        .and_then(|text| text.split("\n\nFor more").next())
+        .unwrap_or_default();
+    let words: Vec<&str> = cause.split_whitespace().collect();
+    let line = words.join(" ");
+    complain(&format!(
+        "{} (`gate --help` tells more)",
+        line.strip_prefix("error: ").unwrap_or(&line)
+    ));
+    exit::USAGE
+}

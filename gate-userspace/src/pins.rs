@@ -1,0 +1,310 @@
+//! Where the kernel's objects are pinned, who may touch them, and the lock.
+//!
+//! ```text
+//! /sys/fs/bpf/gate/            0700, root's; flock on it is the lock
+//!   v1/                        the ABI version
+//!     4026531840/              the network namespace, by inode
+//!       GATES, HELD, …         the maps
+//!       links/2                the attachment to interface 2
+//!       restarts/1             flock on it: gate 1 is being restarted
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use gate_common::abi::ABI_VERSION;
+use gate_common::flow::GateId;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::error::{Error, Result};
+
+/// The mount point of bpffs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// How long a command waits for another's lock. Nobody holds it for longer than one
+/// release takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pin folder of the current network namespace.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+    namespace: String,
+}
+
+/// The right to change anything. Released on drop, or when the process dies.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// The right to restart one gate. Released on drop, or when the process dies.
+#[derive(Debug)]
+pub struct RestartLock {
+    _file: Flock<File>,
+}
+
+impl Pins {
+    /// The pins of the calling thread's network namespace; they need not exist.
+    ///
+    /// # Errors
+    /// [`Error::NoBpffs`] where bpffs isn't mounted.
+    pub fn here() -> Result<Self> {
+        let path = Path::new(BPFFS);
+        let is_bpffs = statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+        if !is_bpffs {
+            return Err(Error::NoBpffs { path: path.into() });
+        }
+        let namespace = "/proc/thread-self/ns/net";
+        let inode = fs::metadata(namespace)
+            .map_err(Error::call("stat", namespace))?
+            .ino();
+        Ok(Self {
+            root: path.join("gate"),
+            namespace: inode.to_string(),
+        })
+    }
+
+    /// The folder of this ABI version and namespace.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.version_folder(ABI_VERSION).join(&self.namespace)
+    }
+
+    fn version_folder(&self, version: u32) -> PathBuf {
+        self.root.join(format!("v{version}"))
+    }
+
+    /// The pin of one map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// The folder of the pinned links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.folder().join("links")
+    }
+
+    /// The pin of one interface's link.
+    #[must_use]
+    pub fn link(&self, ifindex: u32) -> PathBuf {
+        self.links().join(ifindex.to_string())
+    }
+
+    /// Whether anything is pinned here.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.folder().is_dir()
+    }
+
+    /// This namespace's folders that other versions of gate made.
+    #[must_use]
+    pub fn of_other_versions(&self) -> Vec<PathBuf> {
+        let own = self.folder();
+        entries(&self.root)
+            .into_iter()
+            .map(|version| version.join(&self.namespace))
+            .filter(|folder| *folder != own && folder.is_dir())
+            .collect()
+    }
+
+    /// Fails where another version's pins are in the way.
+    ///
+    /// # Errors
+    /// [`Error::OtherAbi`].
+    pub fn check_version(&self) -> Result<()> {
+        let Some(path) = self.of_other_versions().into_iter().next() else {
+            return Ok(());
+        };
+        let found = path
+            .parent()
+            .and_then(Path::file_name)
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Err(Error::OtherAbi {
+            path,
+            found,
+            expected: format!("v{ABI_VERSION}"),
+        })
+    }
+
+    /// Takes the lock of a namespace that is up.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`], [`Error::Locked`].
+    pub fn lock(&self) -> Result<Lock> {
+        if !self.root.exists() {
+            return Err(Error::NotUp);
+        }
+        self.check_owner()?;
+        self.check_version()?;
+        let lock = self.flock()?;
+        if !self.exist() {
+            return Err(Error::NotUp);
+        }
+        Ok(lock)
+    }
+
+    /// Takes the lock, making its folder where there is none.
+    ///
+    /// # Errors
+    /// [`Error::ForeignFolder`], [`Error::Locked`].
+    pub fn lock_or_create(&self) -> Result<Lock> {
+        make_folder(&self.root)?;
+        self.check_owner()?;
+        self.flock()
+    }
+
+    fn check_owner(&self) -> Result<()> {
+        let folder = fs::symlink_metadata(&self.root).map_err(Error::call("stat", self.root()))?;
+        // Anyone may make files in bpffs (it has mode 1777), so look who made this one.
+        if folder.is_dir() && folder.uid() == 0 && folder.mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        Err(Error::ForeignFolder {
+            path: self.root.clone(),
+        })
+    }
+
+    fn root(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn flock(&self) -> Result<Lock> {
+        let start = Instant::now();
+        loop {
+            match try_flock(&self.root)? {
+                // The folder that was locked may have been removed while we waited.
+                Some(file) if is_at(&file, &self.root) => return Ok(Lock { _file: file }),
+                Some(_) => make_folder(&self.root)?,
+                None if start.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                None => {
+                    return Err(Error::Locked {
+                        path: self.root.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Claims a gate for one restart; none where another restart has it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn claim_restart(&self, _lock: &Lock, gate: GateId) -> Result<Option<RestartLock>> {
+        let folder = self.folder().join("restarts");
+        make_folder(&folder)?;
+        let folder = folder.join(gate.0.to_string());
+        make_folder(&folder)?;
+        Ok(try_flock(&folder)?.map(|file| RestartLock { _file: file }))
+    }
+
+    /// Makes the folder with what `fill` pins into it: whole, or not at all.
+    ///
+    /// # Errors
+    /// Those of `fill` and of the file system; nothing is left then.
+    pub fn create<T>(&self, _lock: &Lock, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let version = self.version_folder(ABI_VERSION);
+        make_folder(&version)?;
+        // A name that no namespace has (bpffs takes no dots); one process at a time is here.
+        let building = version.join("building");
+        remove(&building)?;
+        make_folder(&building)?;
+        make_folder(&building.join("links"))?;
+        let built = fill(&building).and_then(|filled| {
+            fs::rename(&building, self.folder())
+                .map_err(Error::call("rename", building.display().to_string()))?;
+            Ok(filled)
+        });
+        if built.is_err() {
+            remove(&building)?;
+        }
+        built
+    }
+
+    /// Removes this namespace's pins of other versions, which detaches what they attach.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_other_versions(&self, _lock: &Lock) -> Result<()> {
+        self.of_other_versions()
+            .iter()
+            .try_for_each(|folder| remove(folder))
+    }
+
+    /// Removes this namespace's pins, which detaches what they attach, and the folders
+    /// above as far as they are empty then.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, _lock: Lock) -> Result<()> {
+        // Links first, so that no program is attached whose maps nobody can reach.
+        remove(&self.links())?;
+        remove(&self.folder())?;
+        for folder in entries(&self.root).iter().chain([&self.root]) {
+            // Fails while another namespace has pins there, which is as it should be.
+            let _kept = fs::remove_dir(folder);
+        }
+        Ok(())
+    }
+}
+
+/// The paths in a folder; none where it can't be read.
+#[must_use]
+pub fn entries(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect()
+}
+
+/// Makes a folder that only root can enter, or finds it there.
+fn make_folder(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(Error::call("mkdir", path.display().to_string())),
+    }
+}
+
+/// Removes a file or a folder with all that is in it, or finds it gone.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::call("remove", path.display().to_string())),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(file), Ok(path)) => (file.dev(), file.ino()) == (path.dev(), path.ino()),
+        _ => false,
+    }
+}
+
+fn try_flock(folder: &Path) -> Result<Option<Flock<File>>> {
+    let file = File::open(folder).map_err(Error::call("open", folder.display().to_string()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Some(file)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(Error::call("flock", folder.display().to_string())(
+            errno.into(),
+        )),
+    }
+}

@@ -1,0 +1,107 @@
+//! The backend's sockets, by sock_diag.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use crate::endpoint::Endpoint;
+use crate::netlink;
+
+/// What waits at an endpoint for its listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Listening sockets.
+    pub listeners: usize,
+    /// Connections in their accept queues.
+    pub queued: u32,
+    /// Half-open requests.
+    pub half_open: usize,
+}
+
+impl Pending {
+    /// Whether nothing would be lost if the listeners closed now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queued == 0 && self.half_open == 0
+    }
+}
+
+/// What waits at these endpoints, in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
+    let mut pending = Pending::default();
+    // A v4 client of a dual-stack listener shows under AF_INET6, so both are asked for.
+    for family in [AF_INET, AF_INET6] {
+        let request = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN | StateFlags::SYN_RECV,
+            socket_id: match family {
+                AF_INET => SocketId::new_v4(),
+                _ => SocketId::new_v6(),
+            },
+        });
+        for answer in netlink::dump(NETLINK_SOCK_DIAG, request)? {
+            let SockDiagMessage::InetResponse(socket) = answer else {
+                continue;
+            };
+            let header = socket.header;
+            let id = &header.socket_id;
+            let matches = endpoints
+                .iter()
+                .any(|endpoint| covers(*endpoint, id.source_address, id.source_port));
+            if !matches {
+                continue;
+            }
+            if header.state == TCP_LISTEN {
+                pending.listeners += 1;
+                pending.queued += header.recv_queue;
+            } else {
+                pending.half_open += 1;
+            }
+        }
+    }
+    Ok(pending)
+}
+
+/// Whether a socket bound to `address` and `port` gets connections to `endpoint`.
+fn covers(endpoint: Endpoint, address: IpAddr, port: u16) -> bool {
+    let address = address.to_canonical();
+    endpoint.port == port
+        && (address.is_unspecified() || endpoint.address.is_none_or(|endpoint| endpoint == address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_covers_its_address_and_any() {
+        let endpoint = |text: &str| text.parse::<Endpoint>().expect("an endpoint");
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for (wanted, bound, port, covered) in [
+            ("10.0.0.5:80", "10.0.0.5", 80, true),
+            ("10.0.0.5:80", "::ffff:10.0.0.5", 80, true),
+            ("10.0.0.5:80", "0.0.0.0", 80, true),
+            ("10.0.0.5:80", "::", 80, true),
+            ("10.0.0.5:80", "10.0.0.5", 81, false),
+            ("10.0.0.5:80", "10.0.0.6", 80, false),
+            ("*:80", "10.0.0.6", 80, true),
+            ("*:80", "::1", 80, true),
+            ("*:80", "::1", 8080, false),
+        ] {
+            assert_eq!(
+                covers(endpoint(wanted), address(bound), port),
+                covered,
+                "{wanted} {bound}:{port}"
+            );
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is live, read from the kernel.
+
+use std::time::Duration;
+
+use gate_common::abi::{Counter, GateStats};
+use gate_common::flow::GateId;
+use gate_common::state::{BootTime, Effective, Mode};
+
+use crate::clock;
+use crate::datapath::{self, Attachment};
+use crate::endpoint::Endpoint;
+use crate::error::Result;
+use crate::pins::Pins;
+use crate::tables::Tables;
+
+/// What is held at a gate at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// SYNs held.
+    pub held: usize,
+    /// How long the oldest of them has been.
+    pub longest: Duration,
+}
+
+/// One gate.
+#[derive(Clone, Debug)]
+pub struct GateStatus {
+    /// Its endpoint.
+    pub endpoint: Endpoint,
+    /// Its mode, the lease taken into account.
+    pub mode: Mode,
+    /// Whether it is open only because its lease ran out.
+    pub expired: bool,
+    /// What is left of the lease; none while open.
+    pub lease: Option<Duration>,
+    /// What it holds.
+    pub waiting: Waiting,
+    /// Its counters.
+    pub stats: GateStats,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Where the data path is attached.
+    pub attachments: Vec<Attachment>,
+    /// The gates, by endpoint.
+    pub gates: Vec<GateStatus>,
+    /// Room in the table of held SYNs.
+    pub held_max: u32,
+    /// Frames that passed because they could not be parsed.
+    pub unparsed: u64,
+}
+
+/// Reads the status; none while nothing is up.
+///
+/// # Errors
+/// Those of the kernel and of pins that can't be read.
+pub fn read(pins: &Pins) -> Result<Option<Status>> {
+    pins.check_version()?;
+    if !pins.exist() {
+        return Ok(None);
+    }
+    let tables = Tables::open(pins)?;
+    let now = clock::now();
+    let mut gates = Vec::new();
+    for (endpoint, gate) in tables.endpoints()? {
+        let word = tables.state(gate)?;
+        let state = word.at(|| now);
+        let (mode, lease) = match state {
+            Effective::Open | Effective::Expired => (Mode::Open, None),
+            Effective::Closed(closed) => {
+                (closed.into(), Some(clock::between(now, word.deadline())))
+            }
+        };
+        gates.push(GateStatus {
+            endpoint,
+            mode,
+            expired: state == Effective::Expired,
+            lease,
+            waiting: waiting(&tables, &[gate], now)?,
+            stats: tables.stats(gate)?,
+        });
+    }
+    Ok(Some(Status {
+        attachments: datapath::attachments(pins)?,
+        gates,
+        held_max: tables.held_max(),
+        unparsed: tables.stats(GateId::HOST)?.counts[Counter::Unparsed as usize],
+    }))
+}
+
+/// What these gates hold.
+///
+/// # Errors
+/// Those of the map.
+pub fn waiting(tables: &Tables, gates: &[GateId], now: BootTime) -> Result<Waiting> {
+    let mut waiting = Waiting::default();
+    for (_, syn) in tables.held()? {
+        if gates.contains(&syn.gate) {
+            waiting.held += 1;
+            let waited = clock::between(BootTime(syn.arrived), now);
+            waiting.longest = waiting.longest.max(waited);
+        }
+    }
+    Ok(waiting)
+}

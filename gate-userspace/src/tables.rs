@@ -1,0 +1,303 @@
+//! The pinned maps, typed. Whatever changes them takes the [`Lock`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::maps::{
+    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues,
+};
+use gate_common::abi::{GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES};
+use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use gate_common::state::{BootTime, Closed, Effective, StateWord};
+use std::os::fd::AsFd;
+
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::pins::{Lock, Pins};
+use crate::sys;
+
+/// The pinned maps: name, bytes of key and value.
+pub const MAPS: [(&str, usize, usize); 6] = [
+    ("ARMED", 4, 4),
+    ("GATES", 4, size_of::<StateWord>()),
+    ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
+    ("HELD", size_of::<FlowKey>(), size_of::<HeldSyn>()),
+    ("RELEASED", size_of::<AttemptKey>(), size_of::<GateId>()),
+    ("STATS", 4, size_of::<GateStats>()),
+];
+
+/// The maps of one network namespace.
+pub struct Tables {
+    armed: Array<MapData, u32>,
+    gates: Array<MapData, StateWord>,
+    endpoints: HashMap<MapData, EndpointKey, GateId>,
+    held: HashMap<MapData, FlowKey, HeldSyn>,
+    released: HashMap<MapData, AttemptKey, GateId>,
+    stats: PerCpuArray<MapData, GateStats>,
+    held_max: u32,
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &str) -> Result<T> {
+    T::try_from(map).map_err(Error::aya(format!("map {name}")))
+}
+
+impl Tables {
+    /// Opens the pinned maps and compares them with what this version knows, because a
+    /// reused pin is taken as it is otherwise.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`] where there are none, [`Error::OtherAbi`] where they differ.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        if !pins.exist() {
+            pins.check_version()?;
+            return Err(Error::NotUp);
+        }
+        for (name, key, value) in MAPS {
+            let path = pins.map(name);
+            let info = MapInfo::from_pin(&path)
+                .map_err(Error::aya(format!("open pin {}", path.display())))?;
+            let (found, expected) = ((info.key_size(), info.value_size()), (key, value));
+            if (found.0 as usize, found.1 as usize) != expected {
+                let show = |(key, value): (usize, usize)| format!("{key} to {value} bytes");
+                return Err(Error::OtherAbi {
+                    path,
+                    found: show((found.0 as usize, found.1 as usize)),
+                    expected: show(expected),
+                });
+            }
+        }
+        let data = |name: &str| {
+            let path = pins.map(name);
+            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
+        };
+        let held = data("HELD")?;
+        let held_max = held.info().map_err(Error::aya("map HELD"))?.max_entries();
+        Ok(Self {
+            armed: typed(Map::Array(data("ARMED")?), "ARMED")?,
+            gates: typed(Map::Array(data("GATES")?), "GATES")?,
+            endpoints: typed(Map::HashMap(data("ENDPOINTS")?), "ENDPOINTS")?,
+            held: typed(Map::HashMap(held), "HELD")?,
+            released: typed(Map::HashMap(data("RELEASED")?), "RELEASED")?,
+            stats: typed(Map::PerCpuArray(data("STATS")?), "STATS")?,
+            held_max,
+        })
+    }
+
+    /// Held SYNs that there is room for.
+    #[must_use]
+    pub fn held_max(&self) -> u32 {
+        self.held_max
+    }
+
+    /// A gate's state word.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn state(&self, gate: GateId) -> Result<StateWord> {
+        self.gates
+            .get(&gate.0, 0)
+            .map_err(Error::aya(format!("read state of gate {}", gate.0)))
+    }
+
+    /// All endpoints with their gates.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn endpoints(&self) -> Result<BTreeMap<Endpoint, GateId>> {
+        let entries = sys::lookup_all::<EndpointKey, GateId>(self.endpoints.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "ENDPOINTS"))?;
+        Ok(entries
+            .into_iter()
+            .map(|(key, gate)| (Endpoint::from(key), gate))
+            .collect())
+    }
+
+    /// The gate of an endpoint, if it ever had one.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn gate_of(&self, endpoint: Endpoint) -> Result<Option<GateId>> {
+        match self.endpoints.get(&endpoint.into(), 0) {
+            Ok(gate) => Ok(Some(gate)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(Error::aya(format!("look up {endpoint}"))(error)),
+        }
+    }
+
+    /// The SYNs that are held now, those of all gates.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn held(&self) -> Result<Vec<(FlowKey, HeldSyn)>> {
+        sys::lookup_all(self.held.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "HELD"))
+    }
+
+    /// The attempts that were injected, or passed after a lease.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn released(&self) -> Result<Vec<(AttemptKey, GateId)>> {
+        sys::lookup_all(self.released.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "RELEASED"))
+    }
+
+    /// A gate's counters, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn stats(&self, gate: GateId) -> Result<GateStats> {
+        let per_cpu = self
+            .stats
+            .get(&gate.0, 0)
+            .map_err(Error::aya(format!("read counters of gate {}", gate.0)))?;
+        let mut sum = GateStats::default();
+        for cpu in per_cpu.iter() {
+            for (sum, count) in sum.counts.iter_mut().zip(cpu.counts) {
+                *sum += count;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Stores a state word. A closed word arms the data path first; an open one disarms it
+    /// afterwards where it was the last.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn set_state(
+        &mut self,
+        _lock: &Lock,
+        gate: GateId,
+        word: StateWord,
+        now: BootTime,
+    ) -> Result<()> {
+        let closed = |word: StateWord| matches!(word.at(|| now), Effective::Closed(_));
+        if closed(word) {
+            self.set_armed(true)?;
+        }
+        self.gates
+            .set(gate.0, word, 0)
+            .map_err(Error::aya(format!("store state of gate {}", gate.0)))?;
+        if closed(word) {
+            return Ok(());
+        }
+        for gate in self.endpoints()?.into_values().collect::<BTreeSet<_>>() {
+            if closed(self.state(gate)?) {
+                return Ok(());
+            }
+        }
+        self.set_armed(false)
+    }
+
+    /// Closes a gate. What it held before goes on being held only where it goes on holding:
+    /// all else is of an older time, and its clients have retransmitted or gone.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn close(
+        &mut self,
+        lock: &Lock,
+        gate: GateId,
+        word: StateWord,
+        now: BootTime,
+    ) -> Result<()> {
+        let holding = Effective::Closed(Closed::Hold);
+        if word.at(|| now) != holding || self.state(gate)?.at(|| now) != holding {
+            self.discard(lock, &BTreeSet::from([gate]))?;
+        }
+        self.set_state(lock, gate, word, now)
+    }
+
+    fn set_armed(&mut self, armed: bool) -> Result<()> {
+        self.armed
+            .set(0, u32::from(armed), 0)
+            .map_err(Error::aya("store the armed flag"))
+    }
+
+    /// Finds the endpoint's gate, or makes one, open.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn define(&mut self, lock: &Lock, endpoint: Endpoint, now: BootTime) -> Result<GateId> {
+        if let Some(gate) = self.gate_of(endpoint)? {
+            return Ok(gate);
+        }
+        let endpoints = self.endpoints()?;
+        let used: BTreeSet<u32> = endpoints.values().map(|gate| gate.0).collect();
+        let free = (1..MAX_GATES).find(|slot| !used.contains(slot));
+        let gate = match free {
+            Some(slot) => GateId(slot),
+            None => self.retire(lock, &endpoints, now)?,
+        };
+        let zero = PerCpuValues::try_from(vec![
+            GateStats::default();
+            aya::util::nr_cpus().map_err(|(path, error)| {
+                Error::call("read", path)(error)
+            })?
+        ])
+        .map_err(Error::call("make counters of gate", gate.0.to_string()))?;
+        self.stats
+            .set(gate.0, zero, 0)
+            .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
+        self.set_state(lock, gate, StateWord::OPEN, now)?;
+        match self.endpoints.insert(EndpointKey::from(endpoint), gate, 0) {
+            Ok(()) => Ok(gate),
+            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => Err(Error::Full {
+                what: "the table of endpoints",
+                max: MAX_ENDPOINTS,
+            }),
+            Err(error) => Err(Error::aya(format!("enter {endpoint}"))(error)),
+        }
+    }
+
+    /// Takes the slot of a gate that is open and forgets its endpoint.
+    fn retire(
+        &mut self,
+        _lock: &Lock,
+        endpoints: &BTreeMap<Endpoint, GateId>,
+        now: BootTime,
+    ) -> Result<GateId> {
+        for (endpoint, gate) in endpoints {
+            if self.state(*gate)?.at(|| now) == Effective::Open {
+                self.endpoints
+                    .remove(&EndpointKey::from(*endpoint))
+                    .map_err(Error::aya(format!("forget {endpoint}")))?;
+                return Ok(*gate);
+            }
+        }
+        Err(Error::Full {
+            what: "the table of gates",
+            max: MAX_GATES - 1,
+        })
+    }
+
+    /// Forgets what is held at these gates and what was released from them.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn discard(&mut self, _lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
+        let held: Vec<FlowKey> = self
+            .held()?
+            .into_iter()
+            .filter(|(_, syn)| gates.contains(&syn.gate))
+            .map(|(flow, _)| flow)
+            .collect();
+        sys::delete_all(self.held.map().fd().as_fd(), &held)
+            .map_err(Error::call("bpf batch delete in", "HELD"))?;
+        let released: Vec<AttemptKey> = self
+            .released()?
+            .into_iter()
+            .filter(|(_, gate)| gates.contains(gate))
+            .map(|(attempt, _)| attempt)
+            .collect();
+        sys::delete_all(self.released.map().fd().as_fd(), &released)
+            .map_err(Error::call("bpf batch delete in", "RELEASED"))
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC)
+    )
+}
