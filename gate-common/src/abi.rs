@@ -1,7 +1,7 @@
 //! Map values and sizes: plain bytes, no `bool`, no `enum`, no padding. Any change here that
 //! an older `gate` could not read raises [`ABI_VERSION`].
 
-use crate::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use crate::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
@@ -37,8 +37,8 @@ pub struct HeldSyn {
     pub ifindex: u32,
     /// Bytes of `frame` in use.
     pub len: u32,
-    /// The SYN's sequence number, network byte order.
-    pub isn: [u8; 4],
+    /// The SYN's sequence number.
+    pub isn: Isn,
     /// The frame, from the Ethernet header on, without trailing padding.
     pub frame: [u8; FRAME_LEN],
 }
@@ -112,18 +112,21 @@ pub struct GateStats {
 
 const _: () = {
     assert!(size_of::<EndpointKey>() == 20);
-    assert!(size_of::<FlowKey>() == 36);
-    assert!(size_of::<AttemptKey>() == 40);
+    assert!(size_of::<FlowKey>() == 40);
+    assert!(size_of::<AttemptKey>() == 44);
+    assert!(size_of::<PortEntry>() == 4);
     assert!(size_of::<StateWord>() == 8);
     assert!(size_of::<GateId>() == 4);
     assert!(size_of::<HeldSyn>() == 32 + FRAME_LEN);
-    assert!(size_of::<ReplayFrame>() == 48 + FRAME_LEN);
+    assert!(size_of::<ReplayFrame>() == 52 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{AttemptKey, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, ReplayFrame};
+    use super::{
+        AttemptKey, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, PortEntry, ReplayFrame,
+    };
     use crate::state::StateWord;
     use aya::Pod;
 
@@ -136,6 +139,8 @@ mod pod {
     unsafe impl Pod for AttemptKey {}
     // SAFETY: as above.
     unsafe impl Pod for GateId {}
+    // SAFETY: as above.
+    unsafe impl Pod for PortEntry {}
     // SAFETY: as above.
     unsafe impl Pod for StateWord {}
     // SAFETY: as above.

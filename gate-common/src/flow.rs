@@ -1,40 +1,122 @@
-//! Addresses, endpoints and flows, as the maps key them: big-endian byte arrays.
+//! Addresses, endpoints and flows, as the maps key them: words that hold the bytes as they
+//! lie in a packet, in network byte order. Words and not byte arrays, because LLVM takes
+//! arrays of bytes apart and moves each byte by itself.
 
 /// An IPv6 address in network byte order; IPv4 is v4-mapped (`::ffff:a.b.c.d`, RFC 4291
 /// section 2.5.5.2).
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address(pub [u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address([u32; 4]);
 
 impl Address {
     /// `::`, which stands for any address in a wildcard endpoint.
-    pub const ANY: Self = Self([0; 16]);
+    pub const ANY: Self = Self([0; 4]);
 
     /// The v4-mapped form of an IPv4 address.
     #[inline(always)]
     #[must_use]
-    pub const fn from_v4(v4: [u8; 4]) -> Self {
+    pub const fn from_v4(octets: [u8; 4]) -> Self {
+        Self([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(octets)])
+    }
+
+    /// The address with these octets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v6(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         Self([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
         ])
+    }
+
+    /// The last four octets: the IPv4 address of a v4-mapped one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4_octets(&self) -> [u8; 4] {
+        self.0[3].to_ne_bytes()
+    }
+
+    /// All octets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.0[0].to_ne_bytes();
+        let [e, f, g, h] = self.0[1].to_ne_bytes();
+        let [i, j, k, l] = self.0[2].to_ne_bytes();
+        let [m, n, o, p] = self.0[3].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 }
 
 /// A TCP port in network byte order.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Port(pub [u8; 2]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Port(u16);
+
+impl Port {
+    /// The port of that number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(number: u16) -> Self {
+        Self(number.to_be())
+    }
+
+    /// The port with these octets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(octets))
+    }
+
+    /// Its octets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octets(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+
+    /// Its number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+/// A SYN's sequence number, in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Isn(u32);
+
+impl Isn {
+    /// The sequence number with these octets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(octets))
+    }
+
+    /// The number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        u32::from_be(self.0)
+    }
+}
 
 /// Key of the `ENDPOINTS` map: where new connections go.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointKey {
-    /// The destination address, or [`Address::ANY`].
+    /// The destination address, or [`Address::ANY`] for a wildcard.
     pub address: Address,
     /// The destination port.
     pub port: Port,
     /// Always zero; makes the key a multiple of four bytes, which the kernel hashes faster.
-    pub zero: [u8; 2],
+    pub zero: u16,
 }
 
 impl EndpointKey {
@@ -45,39 +127,24 @@ impl EndpointKey {
         Self {
             address,
             port,
-            zero: [0; 2],
+            zero: 0,
         }
     }
 }
 
-/// The 4-tuple of a connection as its first SYN shows it; key of the `HELD` map.
+/// The 4-tuple of a connection as its first SYN shows it; key of the `HELD` map. It begins
+/// with the endpoint, so that one piece of stack serves both look-ups.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
+    /// Where the connection goes.
+    pub endpoint: EndpointKey,
     /// The client's address.
     pub source: Address,
-    /// The endpoint's address.
-    pub destination: Address,
     /// The client's port.
     pub source_port: Port,
-    /// The endpoint's port.
-    pub destination_port: Port,
-}
-
-impl FlowKey {
-    /// The endpoint that the flow goes to, for the exact look-up.
-    #[inline(always)]
-    #[must_use]
-    pub const fn endpoint(&self) -> EndpointKey {
-        EndpointKey::new(self.destination, self.destination_port)
-    }
-
-    /// The same with any address, for the wildcard look-up.
-    #[inline(always)]
-    #[must_use]
-    pub const fn wildcard(&self) -> EndpointKey {
-        EndpointKey::new(Address::ANY, self.destination_port)
-    }
+    /// Always zero, as in [`EndpointKey`].
+    pub zero: u16,
 }
 
 /// A flow and the initial sequence number of its SYN; key of the `RELEASED` map. A client
@@ -88,8 +155,46 @@ impl FlowKey {
 pub struct AttemptKey {
     /// The 4-tuple.
     pub flow: FlowKey,
-    /// The SYN's sequence number, network byte order.
-    pub isn: [u8; 4],
+    /// The SYN's sequence number.
+    pub isn: Isn,
+}
+
+/// What is known of a port; value of the `PORTS` map. It spares a SYN that no gate cares for
+/// every hash look-up, and all SYNs the one for the wildcard.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortEntry(u32);
+
+impl PortEntry {
+    const EXACT: u32 = 1 << 31;
+
+    /// An entry with the gate of the port's wildcard endpoint, and whether the port has
+    /// endpoints with an address.
+    #[must_use]
+    pub const fn new(wildcard: Option<GateId>, exact: bool) -> Self {
+        let gate = match wildcard {
+            Some(gate) => gate.0,
+            None => 0,
+        };
+        Self(gate | if exact { Self::EXACT } else { 0 })
+    }
+
+    /// The gate of `*:port`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wildcard(self) -> Option<GateId> {
+        match self.0 & !Self::EXACT {
+            0 => None,
+            gate => Some(GateId(gate)),
+        }
+    }
+
+    /// Whether `ENDPOINTS` is worth a look.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_exact(self) -> bool {
+        self.0 & Self::EXACT != 0
+    }
 }
 
 /// Index of a gate in `GATES` and `STATS`. Slot 0 is no gate: its counters are the host's.

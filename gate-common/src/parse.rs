@@ -8,7 +8,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::vlan::VlanHdr;
 
-use crate::flow::{Address, AttemptKey, FlowKey, Port};
+use crate::flow::{Address, AttemptKey, EndpointKey, FlowKey, Isn, Port};
 
 /// A frame, from its Ethernet header on.
 pub trait Packet {
@@ -132,8 +132,8 @@ impl Located {
                 let source = packet.load::<16>(self.network + 8)?;
                 let destination = packet.load::<16>(self.network + 24)?;
                 (
-                    Address(source),
-                    Address(destination),
+                    Address::from_v6(source),
+                    Address::from_v6(destination),
                     self.network + Ipv6Hdr::LEN + u16::from_be_bytes(payload) as usize,
                 )
             }
@@ -149,12 +149,15 @@ impl Located {
         Some(Syn {
             attempt: AttemptKey {
                 flow: FlowKey {
+                    endpoint: EndpointKey::new(
+                        destination,
+                        Port::from_octets([ports[2], ports[3]]),
+                    ),
                     source,
-                    destination,
-                    source_port: Port([ports[0], ports[1]]),
-                    destination_port: Port([ports[2], ports[3]]),
+                    source_port: Port::from_octets([ports[0], ports[1]]),
+                    zero: 0,
                 },
-                isn,
+                isn: Isn::from_octets(isn),
             },
             at: *self,
             end,

@@ -28,8 +28,8 @@ pub fn v4(syn: &Syn) -> [u8; V4_LEN] {
     packet[6] = 0x40;
     packet[8] = HOP_LIMIT;
     packet[9] = TCP;
-    packet[12..16].copy_from_slice(&flow.destination.0[12..]);
-    packet[16..20].copy_from_slice(&flow.source.0[12..]);
+    packet[12..16].copy_from_slice(&flow.endpoint.address.v4_octets());
+    packet[16..20].copy_from_slice(&flow.source.v4_octets());
     let header = !fold(add(0, &packet[..Ipv4Hdr::LEN]));
     packet[10..12].copy_from_slice(&header.to_be_bytes());
     let segment = segment(
@@ -50,11 +50,11 @@ pub fn v6(syn: &Syn) -> [u8; V6_LEN] {
     packet[4..6].copy_from_slice(&(TcpHdr::LEN as u16).to_be_bytes());
     packet[6] = TCP;
     packet[7] = HOP_LIMIT;
-    packet[8..24].copy_from_slice(&flow.destination.0);
-    packet[24..40].copy_from_slice(&flow.source.0);
+    packet[8..24].copy_from_slice(&flow.endpoint.address.octets());
+    packet[24..40].copy_from_slice(&flow.source.octets());
     let segment = segment(
         syn,
-        pseudo_header(&flow.destination.0, &flow.source.0, TcpHdr::LEN as u16),
+        pseudo_header(&packet[8..24], &packet[24..40], TcpHdr::LEN as u16),
     );
     packet[Ipv6Hdr::LEN..].copy_from_slice(&segment);
     packet
@@ -63,12 +63,15 @@ pub fn v6(syn: &Syn) -> [u8; V6_LEN] {
 #[inline(always)]
 fn segment(syn: &Syn, pseudo: u32) -> [u8; TcpHdr::LEN] {
     let flow = &syn.attempt.flow;
-    let acknowledged = u32::from_be_bytes(syn.attempt.isn)
+    let acknowledged = syn
+        .attempt
+        .isn
+        .number()
         .wrapping_add(1)
         .wrapping_add(syn.payload as u32);
     let mut segment = [0; TcpHdr::LEN];
-    segment[0..2].copy_from_slice(&flow.destination_port.0);
-    segment[2..4].copy_from_slice(&flow.source_port.0);
+    segment[0..2].copy_from_slice(&flow.endpoint.port.octets());
+    segment[2..4].copy_from_slice(&flow.source_port.octets());
     segment[8..12].copy_from_slice(&acknowledged.to_be_bytes());
     segment[12] = 5 << 4;
     segment[13] = RST_ACK;

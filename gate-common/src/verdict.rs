@@ -2,13 +2,15 @@
 //! translate its answer.
 
 use crate::abi::{Counter, FRAME_LEN};
-use crate::flow::{AttemptKey, EndpointKey, GateId};
+use crate::flow::{AttemptKey, EndpointKey, GateId, Port, PortEntry};
 use crate::parse::Syn;
 use crate::state::{BootTime, Closed, Effective, StateWord};
 
 /// The maps and the clock, as a verdict reads them.
 pub trait Tables {
-    /// The gate of an endpoint.
+    /// What is known of a port.
+    fn port(&self, port: Port) -> PortEntry;
+    /// The gate of an endpoint with an address.
     fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId>;
     /// A gate's state word; open for a gate that isn't there.
     fn state(&self, gate: GateId) -> StateWord;
@@ -39,12 +41,16 @@ pub enum Verdict {
 /// open one: whoever closes `*:80` closes it for addresses that have a gate of their own.
 #[inline(always)]
 pub fn verdict<T: Tables>(tables: &T, syn: &Syn) -> Verdict {
-    let flow = &syn.attempt.flow;
-    let exact = look_up(tables, &flow.endpoint());
+    let endpoint = &syn.attempt.flow.endpoint;
+    let port = tables.port(endpoint.port);
+    let exact = match port.has_exact() {
+        true => look_up(tables, tables.gate_of(endpoint)),
+        false => None,
+    };
     if let Some((gate, Effective::Closed(closed))) = exact {
         return judge(tables, syn, gate, closed);
     }
-    let wildcard = look_up(tables, &flow.wildcard());
+    let wildcard = look_up(tables, port.wildcard());
     if let Some((gate, Effective::Closed(closed))) = wildcard {
         return judge(tables, syn, gate, closed);
     }
@@ -56,8 +62,8 @@ pub fn verdict<T: Tables>(tables: &T, syn: &Syn) -> Verdict {
 }
 
 #[inline(always)]
-fn look_up<T: Tables>(tables: &T, endpoint: &EndpointKey) -> Option<(GateId, Effective)> {
-    let gate = tables.gate_of(endpoint)?;
+fn look_up<T: Tables>(tables: &T, gate: Option<GateId>) -> Option<(GateId, Effective)> {
+    let gate = gate?;
     Some((gate, tables.state(gate).at(|| tables.now())))
 }
 

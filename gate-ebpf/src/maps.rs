@@ -1,13 +1,13 @@
 //! The maps, and what the programs do with them.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use gate_common::abi::{
     Counter, DEFAULT_HELD, GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES, REPLAY_BATCH, ReplayFrame,
 };
-use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
 
@@ -24,6 +24,10 @@ static GATES: Array<u64> = Array::with_max_entries(MAX_GATES, 0);
 #[map]
 static ENDPOINTS: HashMap<EndpointKey, GateId> =
     HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// What is known of each port, by its number: an index over `ENDPOINTS`.
+#[map]
+static PORTS: Array<PortEntry> = Array::with_max_entries(1 << 16, 0);
 
 /// The held SYNs, newest frame of each flow. Not LRU: what is held stays held.
 #[map]
@@ -49,6 +53,25 @@ static REPLAY: Array<ReplayFrame> = Array::with_max_entries(REPLAY_BATCH, 0);
 /// The next frame of `REPLAY` to inject.
 #[map]
 static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
+
+/// A reading of the clock.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Reading {
+    jiffy: u64,
+    time: BootTime,
+}
+
+/// This CPU's last reading of the clock.
+#[map]
+static CLOCK: PerCpuArray<Reading> = PerCpuArray::with_max_entries(1, 0);
+
+/// The time.
+#[inline(always)]
+pub fn exact_now() -> BootTime {
+    // SAFETY: the helper has no preconditions (Linux 5.8).
+    BootTime(unsafe { bpf_ktime_get_boot_ns() })
+}
 
 /// Whether any gate is closed.
 #[inline(always)]
@@ -100,6 +123,16 @@ pub struct Kernel;
 
 impl Tables for Kernel {
     #[inline(always)]
+    fn port(&self, port: Port) -> PortEntry {
+        match PORTS.get_ptr(u32::from(port.number())) {
+            // SAFETY: the pointer is to a map value; volatile, because user space writes it,
+            // and one aligned word, so it is never seen torn.
+            Some(entry) => unsafe { entry.read_volatile() },
+            None => PortEntry::default(),
+        }
+    }
+
+    #[inline(always)]
     fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
         // SAFETY: a value is one word, so a read of a slot that is being reused sees the old
         // gate or the new one.
@@ -121,9 +154,22 @@ impl Tables for Kernel {
         RELEASED.get_ptr(attempt).is_some()
     }
 
+    /// The time, at most a jiffy old: reading the clock costs more than all the rest of a
+    /// verdict, so a CPU does it once a jiffy.
     #[inline(always)]
     fn now(&self) -> BootTime {
-        // SAFETY: the helper has no preconditions (Linux 5.8).
-        BootTime(unsafe { bpf_ktime_get_boot_ns() })
+        let Some(clock) = CLOCK.get_ptr_mut(0) else {
+            return exact_now();
+        };
+        // SAFETY: the helper has no preconditions (Linux 5.5), and the pointer is to this
+        // CPU's own value.
+        unsafe {
+            let jiffy = bpf_jiffies64();
+            if (*clock).jiffy != jiffy {
+                (*clock).time = exact_now();
+                (*clock).jiffy = jiffy;
+            }
+            (*clock).time
+        }
     }
 }

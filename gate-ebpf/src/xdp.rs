@@ -9,10 +9,10 @@ use gate_common::abi::{Counter, FRAME_LEN};
 use gate_common::flow::GateId;
 use gate_common::parse::{Family, Frame, Packet, Syn, locate};
 use gate_common::reset;
-use gate_common::verdict::{Tables, Verdict, verdict};
+use gate_common::verdict::{Verdict, verdict};
 use network_types::eth::EthHdr;
 
-use crate::maps::{HELD, Kernel, claim, count, is_armed, scratch};
+use crate::maps::{HELD, Kernel, claim, count, exact_now, is_armed, scratch};
 
 /// A frame in direct packet access.
 struct Direct {
@@ -132,10 +132,10 @@ fn log(ctx: &XdpContext, syn: &Syn, verdict: &Verdict) {
         ctx,
         "gate {}: SYN from {:i} port {} to {:i} port {}: {}",
         gate.0,
-        flow.source.0,
-        u16::from_be_bytes(flow.source_port.0),
-        flow.destination.0,
-        u16::from_be_bytes(flow.destination_port.0),
+        flow.source.octets(),
+        flow.source_port.number(),
+        flow.endpoint.address.octets(),
+        flow.endpoint.port.number(),
         what
     );
 }
@@ -146,7 +146,7 @@ fn hold(ctx: &XdpContext, syn: &Syn, gate: GateId) -> Counter {
     let Some(held) = scratch() else {
         return Counter::Overflowed;
     };
-    let now = Kernel.now().0;
+    let now = exact_now().0;
     let (arrived, counter) = match HELD.get_ptr(syn.attempt.flow) {
         // SAFETY: the pointer is to a map value. Should its slot be reused this moment, the
         // worst is another flow's arrival time.

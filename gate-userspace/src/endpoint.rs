@@ -81,18 +81,18 @@ impl From<Endpoint> for EndpointKey {
         let address = match endpoint.address {
             None => Address::ANY,
             Some(IpAddr::V4(v4)) => Address::from_v4(v4.octets()),
-            Some(IpAddr::V6(v6)) => Address(v6.octets()),
+            Some(IpAddr::V6(v6)) => Address::from_v6(v6.octets()),
         };
-        Self::new(address, Port(endpoint.port.to_be_bytes()))
+        Self::new(address, Port::new(endpoint.port))
     }
 }
 
 impl From<EndpointKey> for Endpoint {
     fn from(key: EndpointKey) -> Self {
-        let address = IpAddr::V6(Ipv6Addr::from(key.address.0)).to_canonical();
+        let address = IpAddr::V6(Ipv6Addr::from(key.address.octets())).to_canonical();
         Self {
             address: Some(address).filter(|_| key.address != Address::ANY),
-            port: u16::from_be_bytes(key.port.0),
+            port: key.port.number(),
         }
     }
 }

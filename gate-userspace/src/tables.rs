@@ -6,7 +6,7 @@ use aya::maps::{
     Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues,
 };
 use gate_common::abi::{GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES};
-use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId};
+use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
 
@@ -16,10 +16,11 @@ use crate::pins::{Lock, Pins};
 use crate::sys;
 
 /// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 6] = [
+pub const MAPS: [(&str, usize, usize); 7] = [
     ("ARMED", 4, 4),
     ("GATES", 4, size_of::<StateWord>()),
     ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
+    ("PORTS", 4, size_of::<PortEntry>()),
     ("HELD", size_of::<FlowKey>(), size_of::<HeldSyn>()),
     ("RELEASED", size_of::<AttemptKey>(), size_of::<GateId>()),
     ("STATS", 4, size_of::<GateStats>()),
@@ -30,6 +31,7 @@ pub struct Tables {
     armed: Array<MapData, u32>,
     gates: Array<MapData, StateWord>,
     endpoints: HashMap<MapData, EndpointKey, GateId>,
+    ports: Array<MapData, PortEntry>,
     held: HashMap<MapData, FlowKey, HeldSyn>,
     released: HashMap<MapData, AttemptKey, GateId>,
     stats: PerCpuArray<MapData, GateStats>,
@@ -75,6 +77,7 @@ impl Tables {
             armed: typed(Map::Array(data("ARMED")?), "ARMED")?,
             gates: typed(Map::Array(data("GATES")?), "GATES")?,
             endpoints: typed(Map::HashMap(data("ENDPOINTS")?), "ENDPOINTS")?,
+            ports: typed(Map::Array(data("PORTS")?), "PORTS")?,
             held: typed(Map::HashMap(held), "HELD")?,
             released: typed(Map::HashMap(data("RELEASED")?), "RELEASED")?,
             stats: typed(Map::PerCpuArray(data("STATS")?), "STATS")?,
@@ -220,6 +223,8 @@ impl Tables {
     /// [`Error::Full`], and those of the maps.
     pub fn define(&mut self, lock: &Lock, endpoint: Endpoint, now: BootTime) -> Result<GateId> {
         if let Some(gate) = self.gate_of(endpoint)? {
+            // Whoever entered it may have died before the index was written.
+            self.index(endpoint.port, None)?;
             return Ok(gate);
         }
         let endpoints = self.endpoints()?;
@@ -241,7 +246,10 @@ impl Tables {
             .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
         self.set_state(lock, gate, StateWord::OPEN, now)?;
         match self.endpoints.insert(EndpointKey::from(endpoint), gate, 0) {
-            Ok(()) => Ok(gate),
+            Ok(()) => {
+                self.index(endpoint.port, None)?;
+                Ok(gate)
+            }
             Err(MapError::SyscallError(error)) if is_full(&error.io_error) => Err(Error::Full {
                 what: "the table of endpoints",
                 max: MAX_ENDPOINTS,
@@ -259,6 +267,8 @@ impl Tables {
     ) -> Result<GateId> {
         for (endpoint, gate) in endpoints {
             if self.state(*gate)?.at(|| now) == Effective::Open {
+                // The index first: it must never lead to a slot that another endpoint has.
+                self.index(endpoint.port, Some(*endpoint))?;
                 self.endpoints
                     .remove(&EndpointKey::from(*endpoint))
                     .map_err(Error::aya(format!("forget {endpoint}")))?;
@@ -269,6 +279,23 @@ impl Tables {
             what: "the table of gates",
             max: MAX_GATES - 1,
         })
+    }
+
+    /// Writes the port's entry anew from the endpoints, without the one that is to go.
+    fn index(&mut self, port: u16, going: Option<Endpoint>) -> Result<()> {
+        let endpoints = self.endpoints()?;
+        let of_port = || {
+            endpoints
+                .iter()
+                .filter(|(endpoint, _)| endpoint.port == port && Some(**endpoint) != going)
+        };
+        let wildcard = of_port()
+            .find(|(endpoint, _)| endpoint.address.is_none())
+            .map(|(_, gate)| *gate);
+        let exact = of_port().any(|(endpoint, _)| endpoint.address.is_some());
+        self.ports
+            .set(u32::from(port), PortEntry::new(wildcard, exact), 0)
+            .map_err(Error::aya(format!("store the index of port {port}")))
     }
 
     /// Forgets what is held at these gates and what was released from them.
