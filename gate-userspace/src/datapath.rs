@@ -21,7 +21,7 @@ use crate::sys;
 use crate::tables::{MAPS, Tables};
 
 /// The BPF object, as build.rs compiled it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
 
 /// Where a program is to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -230,15 +230,20 @@ where
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| CheckFailure::Connect(io::Error::other(error)))?;
-    tokio::pin!(connection);
-    let answer = tokio::select! {
-        answer = sender.send_request(request) => answer?,
-        ended = &mut connection => {
-            ended?;
-            return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+    let answer = sender.send_request(request);
+    tokio::pin!(connection, answer);
+    // A server that closes at once may end the connection in the same moment as it answers.
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return Ok(answer?.status().as_u16()),
+            ended = &mut connection, if open => {
+                ended?;
+                open = false;
+            }
         }
-    };
-    Ok(answer.status().as_u16())
+    }
 }
 
 async fn exec(command: &str) -> Result<(), CheckFailure> {
@@ -341,6 +346,7 @@ mod insecure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     #[test]
     fn reads_checks() {
@@ -370,6 +376,86 @@ mod tests {
         ] {
             assert!(text.parse::<Check>().is_err(), "{text}");
         }
+    }
+
+    /// A server that answers each connection with these bytes and closes it; `None` never
+    /// answers.
+    async fn serve(answer: Option<&'static [u8]>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bind");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let _read = stream.read(&mut request).await;
+                match answer {
+                    Some(answer) => stream.write_all(answer).await.expect("answer"),
+                    None => kept.push(stream),
+                }
+            }
+        });
+        address.to_string()
+    }
+
+    async fn http(answer: Option<&'static [u8]>) -> Result<(), CheckFailure> {
+        let address = serve(answer).await;
+        let check: Check = format!("http://{address}/healthz")
+            .parse()
+            .expect("a check");
+        let timeout = Duration::from_millis(200);
+        let checker = Checker::new(&[], Statuses::default(), timeout, false)?;
+        // Often enough to meet any order in which answer and close can arrive.
+        for _ in 0..50 {
+            checker.run(&check).await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_though_the_server_closes_at_once() {
+        let answers: [&[u8]; 2] = [
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+            b"HTTP/1.0 204 No Content\r\n\r\n",
+        ];
+        for answer in answers {
+            http(Some(answer)).await.expect("healthy");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_healthy() {
+        let teapot = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
+        assert!(matches!(
+            http(Some(teapot)).await,
+            Err(CheckFailure::Status(503))
+        ));
+        assert!(matches!(http(Some(b"")).await, Err(CheckFailure::Http(_))));
+        assert!(matches!(
+            http(Some(b"SSH-2.0\r\n")).await,
+            Err(CheckFailure::Http(_))
+        ));
+        assert!(matches!(http(None).await, Err(CheckFailure::Timeout(_))));
+    }
+
+    #[tokio::test]
+    async fn tcp_and_commands() {
+        let timeout = Duration::from_secs(5);
+        let checker = Checker::new(&[], Statuses::default(), timeout, false).expect("a checker");
+        let address = serve(None).await;
+        checker.run(&Check::Tcp(address)).await.expect("connects");
+        let refused = checker.run(&Check::Tcp("127.0.0.1:1".to_owned())).await;
+        assert_eq!(
+            refused.expect_err("refused").to_string(),
+            "connection refused"
+        );
+        let exec = |command: &str| Check::Exec(command.to_owned());
+        checker.run(&exec("exit 0")).await.expect("exits with 0");
+        assert!(matches!(
+            checker.run(&exec("exit 3")).await,
+            Err(CheckFailure::Exec(_))
+        ));
     }
 
     #[test]
