@@ -90,9 +90,10 @@ fn build() -> Result<(), Box<dyn Error>> {
         .args(recipe.args)
         .env("CARGO_ENCODED_RUSTFLAGS", recipe.rustflags.join("\x1f"))
         .envs(recipe.env);
-    let output = cargo
-        .output()
-        .map_err(|error| format!("can't run {}: {error}", cargo.get_program().display()))?;
+    let output = cargo.output().map_err(|error| {
+        let program = cargo.get_program().display();
+        format!("can't run {program}: {error}; `cargo xtask build` finds another toolchain")
+    })?;
     let messages = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         eprintln!("{messages}");

@@ -20,8 +20,9 @@ pub const DEFAULT_HELD: u32 = 16_384;
 /// extensions, and a full TCP header.
 pub const FRAME_LEN: usize = 256;
 
-/// Frames that one injection call takes.
-pub const REPLAY_BATCH: u32 = 1024;
+/// Frames that one injection call takes: well under what a CPU's backlog takes
+/// (`net.core.netdev_max_backlog`, 1,000 by default), which fills during the call.
+pub const REPLAY_BATCH: u32 = 256;
 
 /// A held SYN; value of `HELD`. Times are nanoseconds since boot.
 #[repr(C)]
@@ -51,10 +52,22 @@ pub struct ReplayFrame {
     pub attempt: AttemptKey,
     /// The gate that held it.
     pub gate: GateId,
+    /// The interface that it came in on.
+    pub ifindex: u32,
     /// Bytes of `frame` in use: even, from 60 to [`FRAME_LEN`].
     pub len: u32,
     /// The frame, checksums complete.
     pub frame: [u8; FRAME_LEN],
+}
+
+/// How far an injection is; value of `CURSOR`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The next frame of `REPLAY`.
+    pub next: u32,
+    /// Not zero once that frame could not be injected; nothing more is tried then.
+    pub blocked: u32,
 }
 
 /// What is counted, per gate and CPU. The number is the index in [`GateStats`].
@@ -118,14 +131,15 @@ const _: () = {
     assert!(size_of::<StateWord>() == 8);
     assert!(size_of::<GateId>() == 4);
     assert!(size_of::<HeldSyn>() == 32 + FRAME_LEN);
-    assert!(size_of::<ReplayFrame>() == 52 + FRAME_LEN);
+    assert!(size_of::<ReplayFrame>() == 56 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AttemptKey, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, PortEntry, ReplayFrame,
+        AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, PortEntry,
+        ReplayFrame,
     };
     use crate::state::StateWord;
     use aya::Pod;
@@ -147,6 +161,8 @@ mod pod {
     unsafe impl Pod for HeldSyn {}
     // SAFETY: as above.
     unsafe impl Pod for ReplayFrame {}
+    // SAFETY: as above.
+    unsafe impl Pod for Cursor {}
     // SAFETY: as above.
     unsafe impl Pod for GateStats {}
 }

@@ -7,8 +7,8 @@ mod maps;
 mod replay;
 mod xdp;
 
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// Judges the SYNs that come in on a NIC.
 #[xdp]
@@ -16,9 +16,9 @@ pub fn gate_xdp(ctx: XdpContext) -> u32 {
     xdp::judge(&ctx)
 }
 
-/// Injects one held SYN a run (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18). Never attached.
-#[xdp]
-pub fn gate_replay(ctx: XdpContext) -> u32 {
+/// Injects one held SYN a run. Never attached, only run by `BPF_PROG_TEST_RUN`.
+#[classifier]
+pub fn gate_replay(ctx: TcContext) -> i32 {
     replay::next(&ctx)
 }
 

@@ -5,7 +5,8 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use gate_common::abi::{
-    Counter, DEFAULT_HELD, GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES, REPLAY_BATCH, ReplayFrame,
+    Counter, Cursor, DEFAULT_HELD, GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES, REPLAY_BATCH,
+    ReplayFrame,
 };
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::state::{BootTime, StateWord};
@@ -48,11 +49,11 @@ static SCRATCH: PerCpuArray<HeldSyn> = PerCpuArray::with_max_entries(1, 0);
 
 /// The frames of one injection, oldest first. Private to the process that releases.
 #[map]
-static REPLAY: Array<ReplayFrame> = Array::with_max_entries(REPLAY_BATCH, 0);
+pub static REPLAY: Array<ReplayFrame> = Array::with_max_entries(REPLAY_BATCH, 0);
 
-/// The next frame of `REPLAY` to inject.
+/// Where in `REPLAY` the injection is.
 #[map]
-static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
+pub static CURSOR: Array<Cursor> = Array::with_max_entries(1, 0);
 
 /// A reading of the clock.
 #[repr(C)]
@@ -105,17 +106,11 @@ pub fn claim(attempt: &AttemptKey, gate: GateId) -> bool {
     RELEASED.insert(attempt, gate, BPF_NOEXIST).is_ok()
 }
 
-/// The next frame to inject, each only once.
+/// Takes a claim back: the attempt was not injected after all.
 #[inline(always)]
-pub fn next_replay() -> Option<*const ReplayFrame> {
-    let cursor = CURSOR.get_ptr_mut(0)?;
-    // SAFETY: the pointer is to a map value that only the one injecting call uses.
-    let index = unsafe {
-        let index = cursor.read();
-        cursor.write(index.wrapping_add(1));
-        index
-    };
-    REPLAY.get_ptr(index)
+pub fn unclaim(attempt: &AttemptKey) {
+    // It was entered by this very run, so it is there.
+    let _removed = RELEASED.remove(attempt);
 }
 
 /// The kernel's maps and clock.

@@ -1,41 +1,62 @@
-//! Injection of held SYNs: one `BPF_PROG_TEST_RUN` call with live frames runs this program
-//! once a frame, and each run becomes the next frame of `REPLAY`.
+//! Injection of held SYNs: one `BPF_PROG_TEST_RUN` call runs this program once a frame, and
+//! each run puts the next frame of `REPLAY` into the stack.
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_OK};
 use aya_ebpf::check_bounds_signed;
-use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_store_bytes};
-use aya_ebpf::programs::XdpContext;
-use gate_common::abi::{Counter, FRAME_LEN};
+use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use gate_common::abi::{Counter, Cursor, FRAME_LEN, ReplayFrame};
 
-use crate::maps::{claim, count, next_replay};
+use crate::maps::{CURSOR, REPLAY, claim, count, unclaim};
 
-/// Turns the run's frame into the next held SYN and passes it to the stack, as if it had
-/// just come in on the context's interface. The run's frame must be [`FRAME_LEN`] long.
+/// Turns the run's packet into the next held SYN and lets a copy of it come in on its
+/// interface. What can't be taken (the CPU's backlog is full, the interface is gone) blocks
+/// the cursor, for user space to look at.
 #[inline(always)]
-pub fn next(ctx: &XdpContext) -> u32 {
-    let Some(replay) = next_replay() else {
-        return XDP_DROP;
+pub fn next(ctx: &TcContext) -> i32 {
+    if let Some(cursor) = CURSOR.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a map value that only the one injecting call uses.
+        let cursor = unsafe { &mut *cursor };
+        step(ctx, cursor);
+    }
+    TC_ACT_OK as i32
+}
+
+#[inline(always)]
+fn step(ctx: &TcContext, cursor: &mut Cursor) {
+    if cursor.blocked != 0 {
+        return;
+    }
+    let Some(replay) = REPLAY.get_ptr(cursor.next) else {
+        return;
     };
     // SAFETY: the pointer is to a map value that nobody writes during the call.
     let replay = unsafe { &*replay };
+    if claim(&replay.attempt, replay.gate) {
+        if !inject(ctx, replay) {
+            unclaim(&replay.attempt);
+            cursor.blocked = 1;
+            return;
+        }
+        count(replay.gate, Counter::Released);
+    }
+    cursor.next += 1;
+}
+
+#[inline(always)]
+fn inject(ctx: &TcContext, replay: &ReplayFrame) -> bool {
     let len = i64::from(replay.len);
-    if !check_bounds_signed(len, 60, FRAME_LEN as i64) || !claim(&replay.attempt, replay.gate) {
-        return XDP_DROP;
+    if !check_bounds_signed(len, 60, FRAME_LEN as i64) {
+        return false;
     }
-    // SAFETY: the context is this run's own; no packet pointer is used after the calls, and
-    // `len` bytes of the frame are within its array, as just checked.
-    let stored = unsafe {
-        bpf_xdp_adjust_tail(ctx.ctx, len as i32 - FRAME_LEN as i32) == 0
-            && bpf_xdp_store_bytes(
-                ctx.ctx,
-                0,
-                replay.frame.as_ptr().cast_mut().cast(),
-                len as u32,
-            ) == 0
+    // SAFETY: the context is this run's own, and `len` bytes of the frame are within its
+    // array, as just checked.
+    let built = unsafe {
+        bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) == 0
+            && bpf_skb_store_bytes(ctx.skb.skb, 0, replay.frame.as_ptr().cast(), len as u32, 0) == 0
     };
-    if !stored {
-        return XDP_DROP;
-    }
-    count(replay.gate, Counter::Released);
-    XDP_PASS
+    built
+        && ctx
+            .clone_redirect(replay.ifindex, u64::from(BPF_F_INGRESS))
+            .is_ok()
 }

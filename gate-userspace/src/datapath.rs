@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use aya::programs::{ProgramError, Xdp, loaded_programs};
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use gate_common::abi::DEFAULT_HELD;
 use gate_common::state::{Closed, Effective};
@@ -115,7 +115,7 @@ fn up_locked(
     } else {
         pins.create(lock, |folder| load(folder, held, options.debug))?
     };
-    let program = xdp(&mut ebpf, "gate_xdp")?;
+    let program = load_xdp(&mut ebpf)?;
     let mut fresh = Vec::new();
     let mut done = Vec::new();
     for (interface, mode) in targets {
@@ -209,32 +209,43 @@ fn restrict(path: &Path) -> Result<()> {
 /// Loads the replay program with the pinned maps, private to this process.
 pub(crate) fn load_replay(pins: &Pins, held: u32) -> Result<Ebpf> {
     let mut ebpf = load(&pins.folder(), held, false)?;
-    xdp(&mut ebpf, "gate_replay")?;
+    let replay: &mut SchedClassifier = program(&mut ebpf, "gate_replay")?;
+    loaded("gate_replay", replay.load())?;
     Ok(ebpf)
 }
 
-/// Loads one of the object's XDP programs into the kernel.
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp> {
-    let what = format!("load program {name}");
-    let program = ebpf
-        .program_mut(name)
+/// Loads the program that is attached.
+fn load_xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program: &mut Xdp = program(ebpf, "gate_xdp")?;
+    loaded("gate_xdp", program.load())?;
+    Ok(program)
+}
+
+/// One of the object's programs.
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let what = format!("program {name}");
+    ebpf.program_mut(name)
         .ok_or_else(|| Error::Aya {
             what: what.clone(),
             text: "it is not in the object".to_owned(),
         })?
         .try_into()
-        .map_err(Error::aya(what.as_str()))?;
-    let program: &mut Xdp = program;
-    match program.load() {
-        Ok(()) => Ok(program),
-        // The verifier doesn't know a helper: the kernel is too old for it.
+        .map_err(Error::aya(what))
+}
+
+/// Tells a kernel that is too old for a program from other failures to load it.
+fn loaded(name: &str, result: Result<(), ProgramError>) -> Result<()> {
+    match result {
         Err(ProgramError::LoadError { verifier_log, .. })
             if verifier_log.to_string().contains("invalid func")
                 || verifier_log.to_string().contains("unknown func") =>
         {
-            Err(kernel("bpf_xdp_load_bytes and live frames for XDP", "5.18"))
+            Err(kernel("bpf_xdp_load_bytes", "5.18"))
         }
-        Err(error) => Err(Error::aya(what.as_str())(error)),
+        result => result.map_err(Error::aya(format!("load program {name}"))),
     }
 }
 

@@ -4,15 +4,15 @@
 //! overtakes it; then the words are set to open; then sweeps, with an RCU barrier between,
 //! take what a data path that had read the old word was just putting in.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{Array, IterableMap as _, Map, MapData};
-use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp};
-use gate_common::abi::{FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
+use gate_common::abi::{Cursor, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame};
 use gate_common::checksum;
 use gate_common::flow::{AttemptKey, FlowKey, GateId};
 use gate_common::parse::{Frame, locate};
@@ -29,9 +29,6 @@ use crate::tables::Tables;
 /// under a flood that would never end.
 const ROUNDS: usize = 8;
 
-/// Frames that the kernel keeps in flight in one test run.
-const LIVE_BATCH: u32 = 64;
-
 /// Shortest frame that is injected, and only even lengths are: others have met kernel bugs
 /// (CVE-2022-49840, CVE-2025-21867).
 const MIN_FRAME: usize = 60;
@@ -43,7 +40,7 @@ pub struct Released {
     pub injected: usize,
     /// SYNs dropped, because their checksum was wrong when they came.
     pub damaged: usize,
-    /// SYNs dropped, because their interface is gone.
+    /// SYNs dropped, because their interface is gone or down.
     pub gone: usize,
     /// The longest time that one of the injected was held.
     pub longest_wait: Duration,
@@ -55,7 +52,7 @@ pub struct Released {
 pub struct Replayer {
     ebpf: Ebpf,
     frames: Array<MapData, ReplayFrame>,
-    cursor: Array<MapData, u32>,
+    cursor: Array<MapData, Cursor>,
 }
 
 impl Replayer {
@@ -63,7 +60,7 @@ impl Replayer {
     /// of opening it again.
     ///
     /// # Errors
-    /// [`Error::Kernel`] where the kernel can't inject frames, and those of loading.
+    /// [`Error::Kernel`] where the kernel lacks something, and those of loading.
     pub fn load(pins: &Pins) -> Result<Self> {
         let held = Tables::open(pins)?.held_max();
         let mut ebpf = datapath::load_replay(pins, held)?;
@@ -80,81 +77,74 @@ impl Replayer {
             frames,
             cursor,
         };
-        replayer.probe()?;
+        // Run once with nothing to inject, so that what the kernel refuses shows now.
+        replayer.seek(REPLAY_BATCH)?;
+        replayer.run(1)?;
         Ok(replayer)
     }
 
-    /// Runs once with nothing to inject, to see whether the kernel can.
-    fn probe(&mut self) -> Result<()> {
-        self.seek(REPLAY_BATCH)?;
-        match self.run(LOOPBACK_IFINDEX, 1) {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(datapath::kernel(
-                "BPF_F_TEST_XDP_LIVE_FRAMES, by which held SYNs are replayed",
-                "5.18",
-            )),
-            Err(error) => Err(Error::call("bpf test run of", "gate_replay")(error)),
-        }
-    }
-
-    /// Injects frames on an interface, in order, in as few kernel calls as they fit in.
-    ///
-    /// # Errors
-    /// `ENODEV` where the interface is gone.
-    fn inject(&mut self, ifindex: u32, frames: &[ReplayFrame]) -> io::Result<()> {
+    /// Injects frames in order, [`REPLAY_BATCH`] of them by one kernel call; returns those
+    /// that could not be, because their interface is gone or down.
+    fn inject(&mut self, frames: &[ReplayFrame]) -> Result<usize> {
+        let mut lost = 0;
         for batch in frames.chunks(REPLAY_BATCH as usize) {
-            sys::update_array(self.frames.map().fd().as_fd(), batch)?;
+            sys::update_array(self.frames.map().fd().as_fd(), batch)
+                .map_err(Error::call("bpf batch update in", "REPLAY"))?;
             let count = batch.len() as u32;
-            self.seek(0).map_err(io::Error::other)?;
-            loop {
-                let at = self.cursor.get(&0, 0).map_err(io::Error::other)?;
-                if at >= count {
-                    break;
-                }
-                match self.run(ifindex, count - at) {
-                    // A signal ends a run early; the cursor knows how far it came.
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    result => result?,
+            let mut next = 0;
+            while next < count {
+                self.seek(next)?;
+                self.run(count - next)?;
+                let cursor = self
+                    .cursor
+                    .get(&0, 0)
+                    .map_err(Error::aya("read the replay cursor"))?;
+                // Blocked after some is a full backlog, which has been worked off by now;
+                // blocked at once is a frame that can't be injected at all. A run that a
+                // signal ended early is not blocked, and goes on.
+                if cursor.blocked != 0 && cursor.next == next {
+                    lost += 1;
+                    next += 1;
+                } else {
+                    next = cursor.next;
                 }
             }
         }
-        Ok(())
+        Ok(lost)
     }
 
-    fn seek(&mut self, at: u32) -> Result<()> {
+    fn seek(&mut self, next: u32) -> Result<()> {
         self.cursor
-            .set(0, at, 0)
+            .set(0, Cursor { next, blocked: 0 }, 0)
             .map_err(Error::aya("store the replay cursor"))
     }
 
-    fn run(&mut self, ifindex: u32, repeat: u32) -> io::Result<()> {
-        let program: &Xdp = self
+    fn run(&mut self, repeat: u32) -> Result<()> {
+        let what = "bpf test run of gate_replay";
+        let program: &SchedClassifier = self
             .ebpf
             .program("gate_replay")
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-        // egress_ifindex. Queue 0 is always there, and the stack doesn't see which it was.
-        let mut context = [0; 24];
-        context[4..8].copy_from_slice(&(FRAME_LEN as u32).to_ne_bytes());
-        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+            .ok_or_else(|| Error::Aya {
+                what: what.to_owned(),
+                text: "it is not in the object".to_owned(),
+            })?
+            .try_into()
+            .map_err(Error::aya(what))?;
         let options = TestRunOptions {
             data_in: Some(&[0; FRAME_LEN]),
-            ctx_in: Some(&context),
             repeat,
-            attrs: TestRunAttrs::new().xdp_live_frames(LIVE_BATCH),
             ..TestRunOptions::new()
         };
         match program.test_run(options) {
-            Ok(_) => Ok(()),
-            Err(ProgramError::SyscallError(error)) => Err(error.io_error),
-            Err(error) => Err(io::Error::other(error)),
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::Interrupted =>
+            {
+                Ok(())
+            }
+            result => result.map(drop).map_err(Error::aya(what)),
         }
     }
 }
-
-/// Every network namespace has it, under this index.
-const LOOPBACK_IFINDEX: u32 = 1;
 
 fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &str) -> Result<T> {
     T::try_from(map).map_err(Error::aya(format!("map {name}")))
@@ -228,40 +218,19 @@ impl Sweeper<'_> {
             return Ok(0);
         }
         held.sort_by_key(|(_, syn)| syn.arrived);
-        let mut lanes: BTreeMap<u32, Vec<(u64, ReplayFrame)>> = BTreeMap::new();
-        for (flow, syn) in &held {
-            match frame(flow, syn) {
-                Some(frame) => lanes
-                    .entry(syn.ifindex)
-                    .or_default()
-                    .push((syn.arrived, frame)),
-                None => self.released.damaged += 1,
-            }
-        }
+        let frames: Vec<ReplayFrame> = held
+            .iter()
+            .filter_map(|(flow, syn)| frame(flow, syn))
+            .collect();
         let now = clock::now();
-        for (ifindex, lane) in lanes {
-            let frames: Vec<_> = lane.iter().map(|(_, frame)| *frame).collect();
-            match replayer.inject(ifindex, &frames) {
-                Ok(()) => {
-                    self.released.injected += frames.len();
-                    let oldest = lane.first().map_or(now, |(arrived, _)| BootTime(*arrived));
-                    self.released.longest_wait =
-                        self.released.longest_wait.max(clock::between(oldest, now));
-                }
-                Err(error) if is_gone(&error) => self.released.gone += frames.len(),
-                Err(error) => {
-                    let what = format!("gate_replay on interface {ifindex}");
-                    return Err(Error::call("bpf test run of", what)(error));
-                }
-            }
-        }
+        let lost = replayer.inject(&frames)?;
+        self.released.injected += frames.len() - lost;
+        self.released.gone += lost;
+        self.released.damaged += held.len() - frames.len();
+        let oldest = held.first().map_or(now, |(_, syn)| BootTime(syn.arrived));
+        self.released.longest_wait = self.released.longest_wait.max(clock::between(oldest, now));
         Ok(held.len())
     }
-}
-
-/// Whether a test run failed because its interface isn't there any more.
-fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENODEV)
 }
 
 fn attempt(flow: &FlowKey, syn: &HeldSyn) -> AttemptKey {
@@ -277,6 +246,7 @@ fn frame(flow: &FlowKey, syn: &HeldSyn) -> Option<ReplayFrame> {
     let mut replay = ReplayFrame {
         attempt: attempt(flow, syn),
         gate: syn.gate,
+        ifindex: syn.ifindex,
         len: 0,
         frame: [0; FRAME_LEN],
     };

@@ -33,9 +33,9 @@ use crate::sockets;
 use crate::status::{Waiting, waiting};
 use crate::tables::Tables;
 
-/// Between two looks at the queues, and between a failed check and the next. A refused
-/// connection costs some 50 µs, so this is 1 % of a core for a few seconds.
-const POLL: Duration = Duration::from_millis(5);
+/// Between two looks at the queues, and between a failed check and the next. Either costs
+/// some 50 µs, so this is 5 % of a core for as long as the backend is away.
+const POLL: Duration = Duration::from_millis(1);
 
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
@@ -142,6 +142,8 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
     let mut child: Option<Child> = None;
     let mut checks: Option<Checks> = None;
     let last_failure = LastFailure::default();
+    let mut queues = interval(POLL);
+    queues.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut opened = Opened::default();
@@ -152,7 +154,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
             signal = signals.next() => Event::Signal(signal),
             end = ended(&mut child) => Event::Ended(end),
             () = healthy(&mut checks) => Event::Healthy,
-            () = sleep(POLL), if machine.phase() == Phase::Quiesce => Event::Queues {
+            _ = queues.tick(), if machine.phase() == Phase::Quiesce => Event::Queues {
                 empty: sockets::pending(&request.endpoints)
                     .is_ok_and(|pending| pending.is_empty()),
             },

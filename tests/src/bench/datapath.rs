@@ -1,0 +1,229 @@
+//! What the data path costs a packet, against a program that only passes.
+//!
+//! All cases are measured in turn, round after round, in one process, so that whatever else the
+//! machine does meets all of them; the difference is taken within a round, and the median over
+//! the rounds counts.
+
+use anyhow::{Context, Result};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use clap::Args;
+use gate_common::flow::{Address, EndpointKey, GateId, Port};
+use gate_common::state::{BootTime, Closed, StateWord};
+use serde_json::json;
+
+use super::baseline::Baseline;
+use crate::kernel::{Kernel, Setup};
+use crate::packet::{Spec, flags};
+
+/// The command line of `gate-lab bench datapath`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Packets in one measurement
+    #[arg(long, default_value_t = 1_000_000)]
+    pub repeat: u32,
+    /// Measurements of each case; the median counts
+    #[arg(long, default_value_t = 15)]
+    pub rounds: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One thing to measure.
+struct Case {
+    name: &'static str,
+    /// The most that it may cost above the baseline, in ns; none where nothing was promised.
+    promise: Option<f64>,
+    kernel: Kernel,
+    frame: Vec<u8>,
+}
+
+/// The medians of one case, in ns.
+struct Row {
+    name: &'static str,
+    promise: Option<f64>,
+    cost: f64,
+    above: f64,
+    ratio: f64,
+}
+
+/// Measures and prints.
+pub fn datapath(options: &Options) -> Result<()> {
+    let data = Spec {
+        flags: flags::ACK,
+        payload: vec![0; 1_400],
+        ..Spec::default()
+    }
+    .build();
+    let syn = Spec::default().build();
+    let elsewhere = Spec {
+        destination_port: 9_090,
+        ..Spec::default()
+    }
+    .build();
+    let case = |name, promise, setup: Setup, frame: &[u8]| -> Result<Case> {
+        let mut kernel = Kernel::load()?;
+        kernel.set(&setup)?;
+        Ok(Case {
+            name,
+            promise,
+            kernel,
+            frame: frame.to_vec(),
+        })
+    };
+    let idle = Setup::default();
+    let other_closed = gates(Some((9_999, Closed::Hold)), None);
+    let cases = [
+        case("data, no gate closed", Some(2.0), idle.clone(), &data)?,
+        case(
+            "data, a gate closed",
+            Some(5.0),
+            other_closed.clone(),
+            &data,
+        )?,
+        case("SYN, no gate closed", Some(2.0), idle, &syn)?,
+        case(
+            "SYN to a port without a gate",
+            Some(60.0),
+            other_closed.clone(),
+            &elsewhere,
+        )?,
+        case("SYN to an open gate", Some(60.0), other_closed, &syn)?,
+        case(
+            "SYN dropped",
+            Some(60.0),
+            gates(None, Some(Closed::Drop)),
+            &syn,
+        )?,
+        case(
+            "SYN held (copied to the table)",
+            None,
+            gates(None, Some(Closed::Hold)),
+            &syn,
+        )?,
+    ];
+    let baseline = Baseline::load()?;
+
+    let mut base = Vec::new();
+    let mut costs: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
+    for _ in 0..options.rounds.max(1) {
+        base.push(baseline.run(&data, options.repeat)?);
+        for (case, costs) in cases.iter().zip(&mut costs) {
+            costs.push(run(case.kernel.program()?, &case.frame, options.repeat)?);
+        }
+    }
+    let rows: Vec<Row> = cases
+        .iter()
+        .zip(&costs)
+        .map(|(case, costs)| {
+            let pairs = || costs.iter().zip(&base);
+            Row {
+                name: case.name,
+                promise: case.promise,
+                cost: median(costs.iter().copied()),
+                above: median(pairs().map(|(cost, base)| cost - base)),
+                ratio: median(pairs().map(|(cost, base)| cost / base)),
+            }
+        })
+        .collect();
+    print(options, median(base.iter().copied()), &rows);
+    Ok(())
+}
+
+/// A gate for the SYN's own endpoint, open or closed in a mode, and perhaps another.
+fn gates(other: Option<(u16, Closed)>, own: Option<Closed>) -> Setup {
+    let address = Address::from_v4([10, 0, 0, 5]);
+    let endpoint = |port| EndpointKey::new(address, Port::new(port));
+    let forever = BootTime(u64::MAX);
+    let mut setup = Setup {
+        armed: true,
+        endpoints: vec![(endpoint(8_080), GateId(1))],
+        ..Setup::default()
+    };
+    if let Some(mode) = own {
+        setup
+            .words
+            .push((GateId(1), StateWord::closed(mode, forever)));
+    }
+    if let Some((port, mode)) = other {
+        setup.endpoints.push((endpoint(port), GateId(2)));
+        setup
+            .words
+            .push((GateId(2), StateWord::closed(mode, forever)));
+    }
+    setup
+}
+
+/// The nanoseconds that one run takes, the kernel's own mean over `repeat` runs.
+fn run(program: &Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            repeat,
+            ..TestRunOptions::new()
+        })
+        .context("BPF_PROG_TEST_RUN of gate_xdp")?;
+    Ok(result.duration.as_nanos() as f64)
+}
+
+fn print(options: &Options, base: f64, rows: &[Row]) {
+    if options.json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "case": row.name,
+                    "ns": row.cost,
+                    "above_ns": row.above,
+                    "ratio": row.ratio,
+                    "promised_above_ns": row.promise,
+                })
+            })
+            .collect();
+        let (repeat, rounds) = (options.repeat, options.rounds);
+        let all = json!({
+            "version": 1,
+            "baseline_ns": base,
+            "repeat": repeat,
+            "rounds": rounds,
+            "cases": rows,
+        });
+        println!("{all}");
+        return;
+    }
+    println!(
+        "{:<32}{:>8}{:>10}{:>8}   promised",
+        "", "ns", "above", "ratio"
+    );
+    println!("{:<32}{base:>8.0}", "a program that only passes");
+    for row in rows {
+        let promise = row
+            .promise
+            .map_or_else(|| "-".to_owned(), |most| format!("<= {most:.0} above"));
+        println!(
+            "{:<32}{:>8.0}{:>+10.0}{:>8.2}   {promise}",
+            row.name, row.cost, row.above, row.ratio
+        );
+    }
+    println!(
+        "medians of {} rounds of {} packets, all in this run",
+        options.rounds, options.repeat
+    );
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert!(median([].into_iter()).is_nan());
+    }
+}

@@ -1,0 +1,52 @@
+//! Where the binaries under test are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The environment variable that names the `gate` to test.
+pub const GATE_BIN: &str = "GATE_BIN";
+
+/// The `gate` binary: what `GATE_BIN` names, else the one built beside this program.
+pub fn gate() -> Result<PathBuf> {
+    match std::env::var_os(GATE_BIN) {
+        Some(path) => std::fs::canonicalize(&path)
+            .with_context(|| format!("find {GATE_BIN}={}", path.display())),
+        None => sibling("gate").with_context(|| format!("no gate; build it or set {GATE_BIN}")),
+    }
+}
+
+/// The `gate-lab` binary: this program or the one built beside it.
+pub fn lab() -> Result<PathBuf> {
+    sibling("gate-lab").context("no gate-lab; build it: cargo build -p gate-tests")
+}
+
+/// A program in the folder of this one, or in the folder above: cargo puts tests into `deps`.
+fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find this program")?;
+    beside(&own, name, Path::is_file)
+        .with_context(|| format!("{name} is not beside {}", own.display()))
+}
+
+fn beside(own: &Path, name: &str, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| exists(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_and_the_one_above_are_searched() {
+        let found = |own: &str, there: &str| {
+            beside(Path::new(own), "gate", |path| path == Path::new(there)).is_some()
+        };
+        assert!(found("/t/debug/gate-lab", "/t/debug/gate"));
+        assert!(found("/t/debug/deps/lab-1f", "/t/debug/gate"));
+        assert!(!found("/t/debug/deps/lab-1f", "/t/gate"));
+    }
+}

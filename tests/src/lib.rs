@@ -1,0 +1,32 @@
+//! Gate's laboratory: what its live tests, its demo and its benchmarks share.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`topology`] | a client and a server network namespace, joined by a veth pair |
+//! | [`backend`], [`bounce`], [`service`] | a small HTTP backend, its restart command, and both in a topology |
+//! | [`nginx`] | the same for a real nginx |
+//! | [`load`] | new connections on a fixed schedule |
+//! | [`listener`] | does a socket listen on this address, and when did none |
+//! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
+//! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
+//! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
+//! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
+//!
+//! Nothing here sends a packet outside namespaces it made itself, and nothing outlives the process.
+
+pub mod backend;
+pub mod bench;
+pub mod bounce;
+pub mod chart;
+pub mod demo;
+pub mod exe;
+pub mod kernel;
+pub mod listener;
+pub mod load;
+pub mod nginx;
+pub mod packet;
+pub mod service;
+pub mod stop;
+pub mod summary;
+pub mod text;
+pub mod topology;

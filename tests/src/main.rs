@@ -1,0 +1,80 @@
+//! `gate-lab`: the demo, the benchmarks, and the backend they restart.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use gate_tests::{backend, bench, bounce, demo, listener, text};
+use nix::unistd::Uid;
+
+/// How long `away` waits for the listener to close.
+const AWAY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What needs root is only done by root.
+const NOT_ROOT: u8 = 4;
+
+/// Gate's laboratory: it makes namespaces of its own and leaves nothing behind
+#[derive(Parser)]
+#[command(name = "gate-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Restart a backend under load three times: without a gate, with drop, with hold
+    Demo(demo::Options),
+    /// Measure the data path
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Serve HTTP until SIGTERM
+    Backend(backend::Options),
+    /// Restart a backend: stop the old one, stay away for a while, start the new one
+    Bounce(bounce::Options),
+    /// Wait until nothing listens on an address, and until that has lasted for a while
+    Away {
+        /// The address that a listener is on
+        #[arg(value_name = "ADDR:PORT")]
+        address: SocketAddr,
+        /// How long nothing should listen
+        #[arg(long = "for", value_parser = text::parse_duration)]
+        outage: Duration,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What the data path costs a packet
+    Datapath(bench::datapath::Options),
+    /// What a restart of nginx behind a holding gate adds to its outage
+    Restart(bench::restart::Options),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    if matches!(command, Command::Demo(_) | Command::Bench(_)) && !Uid::effective().is_root() {
+        eprintln!("gate-lab: this needs root, for network namespaces; try sudo");
+        return NOT_ROOT.into();
+    }
+    match run(&command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gate-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Demo(options) => demo::demo(options),
+        Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
+        Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
+        Command::Backend(options) => backend::serve(options),
+        Command::Bounce(options) => bounce::bounce(options),
+        Command::Away { address, outage } => listener::sit_out(*address, *outage, AWAY_LIMIT),
+    }
+}

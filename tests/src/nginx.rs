@@ -1,0 +1,166 @@
+//! A real nginx in the server namespace. All it writes is in the topology's own folder in memory.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::topology::{SCRATCH, Side, Topology, server_v4, server_v6};
+use crate::{exe, listener, text};
+
+/// The environment variable that names the nginx to use.
+pub const NGINX: &str = "GATE_TEST_NGINX";
+/// The environment variable with the folders of its libraries, if they are not where they belong.
+pub const NGINX_LIBS: &str = "GATE_TEST_NGINX_LIBS";
+/// The port it listens on, over IPv4 and over IPv6.
+pub const PORT: u16 = 8080;
+
+/// How long nginx may take to start or to stop.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A running nginx.
+pub struct Nginx<'a> {
+    topology: &'a Topology,
+    program: PathBuf,
+    folder: PathBuf,
+}
+
+impl<'a> Nginx<'a> {
+    /// Writes a configuration for one worker and starts it; returns when it listens.
+    pub fn start(topology: &'a Topology) -> Result<Self> {
+        let nginx = Self {
+            topology,
+            program: program()?,
+            folder: Path::new(SCRATCH).join("nginx"),
+        };
+        let file = nginx.folder.join("nginx.conf");
+        topology.run(Side::Server, || {
+            std::fs::create_dir_all(&nginx.folder)
+                .with_context(|| format!("create {}", nginx.folder.display()))?;
+            std::fs::write(&file, configuration(&nginx.folder))
+                .with_context(|| format!("write {}", file.display()))
+        })?;
+        nginx.shell(&nginx.words())?;
+        for address in nginx.addresses() {
+            topology.run(Side::Server, || listener::wait_until(address, true, LIMIT))?;
+        }
+        Ok(nginx)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> [SocketAddr; 2] {
+        [server_v4(PORT), server_v6(PORT)]
+    }
+
+    /// The command that restarts it so that nothing listens for `outage`, from the old listener's
+    /// closing to the new nginx's start. To be run in the server namespace.
+    pub fn restart_command(&self, outage: Duration) -> Result<Vec<OsString>> {
+        let line = format!(
+            "{stop} && '{lab}' away {address} --for {outage} && {gone} && {start}",
+            stop = self.stop_line(),
+            lab = exe::lab()?.display(),
+            address = server_v4(PORT),
+            outage = text::duration(outage),
+            gone = GONE,
+            start = self.words(),
+        );
+        Ok(["sh".into(), "-c".into(), line.into()].to_vec())
+    }
+
+    /// Stops it; returns when its processes are gone.
+    pub fn stop(&self) -> Result<()> {
+        self.shell(&format!("{} && {GONE}", self.stop_line()))
+    }
+
+    /// Notes the master's process id, for [`GONE`], and tells it to finish what it has and end,
+    /// by the signal that Debian's unit sends.
+    fn stop_line(&self) -> String {
+        let pid = self.folder.join("nginx.pid");
+        format!("read pid < '{}' && kill -QUIT $pid", pid.display())
+    }
+
+    /// The command line that starts nginx.
+    fn words(&self) -> String {
+        let libraries = std::env::var(NGINX_LIBS)
+            .map(|folders| format!("LD_LIBRARY_PATH='{folders}' "))
+            .unwrap_or_default();
+        let (program, folder) = (self.program.display(), self.folder.display());
+        format!("{libraries}'{program}' -p '{folder}' -e error.log -c nginx.conf")
+    }
+
+    fn shell(&self, line: &str) -> Result<()> {
+        let mut command = Command::new("sh");
+        self.topology
+            .output(Side::Server, command.args(["-c", line]), LIMIT)?
+            .ok()?;
+        Ok(())
+    }
+}
+
+/// Waits until the process `$pid` is gone. It is nobody's child here, so no zombie stays.
+const GONE: &str = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
+
+fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(NGINX) {
+        return std::fs::canonicalize(&path)
+            .with_context(|| format!("find {NGINX}={}", path.display()));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join("nginx"))
+        .chain([PathBuf::from("/usr/sbin/nginx")])
+        .find(|file| file.is_file());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!("no nginx; install nginx-light or set {NGINX}"),
+    }
+}
+
+/// A configuration that touches nothing outside `folder`.
+fn configuration(folder: &Path) -> String {
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", folder.display()))
+        .concat();
+    format!(
+        "user root;\n\
+         worker_processes 1;\n\
+         pid {folder}/nginx.pid;\n\
+         error_log {folder}/error.log;\n\
+         events {{ worker_connections 8192; }}\n\
+         worker_rlimit_nofile 20000;\n\
+         http {{\n\
+         {temporary}    \
+             access_log off;\n    \
+             server {{\n        \
+                 listen {PORT} backlog=4096;\n        \
+                 listen [::]:{PORT} backlog=4096 ipv6only=on;\n        \
+                 location = / {{ return 200 \"ok\\n\"; }}\n        \
+                 location = /healthz {{ return 200 \"ok\\n\"; }}\n    \
+             }}\n\
+         }}\n",
+        folder = folder.display(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_stays_in_its_folder() {
+        let text = configuration(Path::new("/run/nginx"));
+        let paths: Vec<_> = text
+            .split_whitespace()
+            .filter(|word| word.starts_with("/") && word.len() > 1)
+            .filter(|word| *word != "/healthz")
+            .collect();
+        assert_eq!(paths.len(), 7, "{text}");
+        assert!(
+            paths.iter().all(|path| path.starts_with("/run/nginx/")),
+            "{paths:?}"
+        );
+    }
+}

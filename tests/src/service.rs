@@ -1,0 +1,75 @@
+//! The lab's backend as a process of a topology, and how to restart it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::topology::{Process, SCRATCH, Side, Topology};
+use crate::{backend, exe, listener, text};
+
+/// How long a backend may take to listen.
+const START_LIMIT: Duration = Duration::from_secs(5);
+
+/// A backend in the server namespace.
+pub struct Service {
+    options: backend::Options,
+    pid_file: PathBuf,
+    first: Process,
+}
+
+impl Service {
+    /// Starts the backend and returns when it listens.
+    pub fn start(topology: &Topology, options: backend::Options) -> Result<Self> {
+        let pid_file = Path::new(SCRATCH).join(format!("backend-{}.pid", options.listen[0].port()));
+        let options = backend::Options {
+            pid_file: Some(pid_file.clone()),
+            ..options
+        };
+        let mut command = Command::new(exe::lab()?);
+        let first = topology.spawn(Side::Server, command.arg("backend").args(options.to_args()))?;
+        for &address in &options.listen {
+            topology
+                .run(Side::Server, || {
+                    listener::wait_until(address, true, START_LIMIT)
+                })
+                .with_context(|| {
+                    format!("start the backend: {}", first.stderr().unwrap_or_default())
+                })?;
+        }
+        Ok(Self {
+            options,
+            pid_file,
+            first,
+        })
+    }
+
+    /// The process that [`start`](Self::start) started. After a restart it is another one.
+    pub fn process(&self) -> &Process {
+        &self.first
+    }
+
+    /// The command that restarts it so that nothing listens for `outage`, from the old listener's
+    /// closing to the new one's start. To be run in the server namespace.
+    pub fn restart_command(&self, outage: Duration) -> Result<Vec<OsString>> {
+        let mut words = vec![
+            exe::lab()?.into_os_string(),
+            "bounce".into(),
+            "--pid-file".into(),
+        ];
+        words.push(self.pid_file.clone().into());
+        words.extend([
+            "--outage".into(),
+            text::duration(outage).into(),
+            "--".into(),
+        ]);
+        let options = backend::Options {
+            pid_file: None,
+            ..self.options.clone()
+        };
+        words.extend(options.to_args().into_iter().map(OsString::from));
+        Ok(words)
+    }
+}

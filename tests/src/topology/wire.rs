@@ -1,0 +1,123 @@
+//! The veth pair, its addresses and neighbours, by netlink.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::link::{InfoData, InfoVeth};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use super::{INTERFACE, Side};
+
+/// `lo` is the first interface of every network namespace.
+const LOOPBACK: u32 = 1;
+/// Where nothing is sent to.
+const ANY_PORT: u16 = 9;
+/// How long the kernel may take to notice that the other end is up.
+const CARRIER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Joins the two namespaces and makes both ends usable. Leaves the calling thread in the server's.
+pub(super) fn connect(client: &File, server: &File) -> Result<()> {
+    enter(client)?;
+    with_netlink(async |netlink| {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(INTERFACE)
+            .address(Side::Server.mac().to_vec())
+            .setns_by_fd(server.as_raw_fd())
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(INTERFACE, INTERFACE)
+            .address(Side::Client.mac().to_vec())
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        netlink
+            .link()
+            .add(pair)
+            .execute()
+            .await
+            .context("add a veth pair")
+    })?;
+    for (side, namespace) in [(Side::Client, client), (Side::Server, server)] {
+        enter(namespace)?;
+        with_netlink(async |netlink| configure(netlink, side).await)
+            .with_context(|| format!("configure the {side:?}'s interfaces"))?;
+    }
+    for (side, namespace) in [(Side::Client, client), (Side::Server, server)] {
+        enter(namespace)?;
+        wait_for_route(SocketAddr::new(side.peer().v6().into(), ANY_PORT))?;
+    }
+    Ok(())
+}
+
+/// Waits until the peer can be reached: IPv6 has no route before the carrier has been noticed.
+fn wait_for_route(peer: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind("[::]:0").context("open a socket")?;
+    let late = Instant::now() + CARRIER_LIMIT;
+    // Connecting a datagram socket looks up the route and sends nothing.
+    while let Err(error) = socket.connect(peer) {
+        if Instant::now() > late {
+            return Err(error).with_context(|| format!("find a route to {peer}"));
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+async fn configure(netlink: &Handle, side: Side) -> Result<()> {
+    let index = if_nametoindex(INTERFACE).with_context(|| format!("find {INTERFACE}"))?;
+    for (name, index) in [("lo", LOOPBACK), (INTERFACE, index)] {
+        let up = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .up()
+            .build();
+        netlink
+            .link()
+            .set(up)
+            .execute()
+            .await
+            .with_context(|| format!("set {name} up"))?;
+    }
+    let peer = side.peer();
+    for (own, other, prefix) in [
+        (IpAddr::V4(side.v4()), IpAddr::V4(peer.v4()), 24),
+        (IpAddr::V6(side.v6()), IpAddr::V6(peer.v6()), 64),
+    ] {
+        let mut address = netlink.address().add(index, own, prefix);
+        // Usable at once: nobody else can have it on this cable.
+        address.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        address
+            .execute()
+            .await
+            .with_context(|| format!("add address {own}"))?;
+        netlink
+            .neighbours()
+            .add(index, other)
+            .link_layer_address(&peer.mac())
+            .execute()
+            .await
+            .with_context(|| format!("add neighbour {other}"))?;
+    }
+    Ok(())
+}
+
+/// Gives `f` a netlink connection of the calling thread's network namespace.
+fn with_netlink(f: impl AsyncFnOnce(&Handle) -> Result<()>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("start a runtime")?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().context("open netlink")?;
+        tokio::spawn(connection);
+        f(&handle).await
+    })
+}
+
+fn enter(network: &File) -> Result<()> {
+    setns(network, CloneFlags::CLONE_NEWNET).context("setns(network namespace)")
+}
