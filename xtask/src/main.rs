@@ -1,0 +1,122 @@
+//! Gate's build, test, demo and benchmark commands.
+
+mod cache;
+mod cargo;
+mod debian;
+mod linker;
+mod lint;
+mod nginx;
+mod process;
+#[allow(dead_code, reason = "gate-userspace/build.rs reads what this writes")]
+mod recipe;
+mod rustc;
+mod rustup;
+mod tests;
+mod toolchain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::cache::Cache;
+use crate::process::Root;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the gate command, fetching a BPF toolchain if there is none
+    Build,
+    /// Build, then load the data path on an interface (as root)
+    Load {
+        /// The network interface
+        interface: String,
+        /// More arguments for `gate up`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Build, then show a restart under load, with and without Gate (as root)
+    Demo {
+        /// Arguments for the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Build, then measure (as root)
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Run all tests; the live ones as root
+    Test {
+        /// Run only the tests whose names contain one of these
+        filters: Vec<String>,
+    },
+    /// Check formatting, lints and documentation
+    Lint,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What a packet costs in the data path
+    Datapath {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Build => {
+            let gate = build_gate()?;
+            eprintln!("Built {}.", gate.display());
+        }
+        Task::Load { interface, args } => {
+            let root = Root::find()?;
+            let gate = build_gate()?;
+            let args = [vec!["up".to_owned(), interface], args].concat();
+            return Err(root.exec(&gate, &args, &[]));
+        }
+        Task::Demo { args } => return lab(&["demo"], args),
+        Task::Bench(Bench::Datapath { args }) => return lab(&["bench", "datapath"], args),
+        Task::Test { filters } => return tests::run(&filters),
+        Task::Lint => {
+            toolchain::ensure(&Cache::open()?)?;
+            lint::run()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The gate command, optimised.
+fn build_gate() -> Result<PathBuf> {
+    toolchain::ensure(&Cache::open()?)?;
+    cargo::build(&["--release", "--package=gate-userspace"])?;
+    cargo::binary("release", "gate")
+}
+
+/// Becomes gate-lab, which brings its own network namespaces, backends and load.
+fn lab(words: &[&str], args: Vec<String>) -> Result<ExitCode> {
+    let root = Root::find()?;
+    let gate = build_gate()?;
+    cargo::build(&["--release", "--package=gate-tests", "--bin=gate-lab"])?;
+    let lab = cargo::binary("release", "gate-lab")?;
+    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let args = [words, args].concat();
+    Err(root.exec(&lab, &args, &[("GATE_BIN", gate)]))
+}
