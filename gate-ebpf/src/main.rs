@@ -2,6 +2,12 @@
 //! [`gate_common::verdict`], and translates the verdict back.
 #![no_std]
 #![no_main]
+#![allow(
+    missing_docs,
+    clippy::needless_pass_by_value,
+    reason = "aya's macros make an undocumented function of each entry point, and pass contexts by \
+              value"
+)]
 
 mod maps;
 mod replay;

@@ -12,10 +12,10 @@ use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntr
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
 
-/// One word, non-zero while any gate is closed. An array and not a global, because loading
-/// an object writes its globals anew, pinned or not.
-#[map]
-static ARMED: Array<u32> = Array::with_max_entries(1, 0);
+/// Not zero while any gate is closed. A global, which a program reads without a look-up; it is
+/// the whole of the `.bss` map, which user space pins under this name.
+#[unsafe(no_mangle)]
+static mut ARMED: u64 = 0;
 
 /// The state words.
 #[map]
@@ -77,10 +77,9 @@ pub fn exact_now() -> BootTime {
 /// Whether any gate is closed.
 #[inline(always)]
 pub fn is_armed() -> bool {
-    // SAFETY: the pointer is to a map value; volatile, because user space writes it.
-    ARMED
-        .get_ptr(0)
-        .is_some_and(|armed| unsafe { armed.read_volatile() } != 0)
+    // SAFETY: programs only read it; volatile, because user space writes it (LLVM can't compile
+    // an atomic load for BPF), and one aligned word, so it is never seen torn.
+    unsafe { (&raw const ARMED).read_volatile() != 0 }
 }
 
 /// Adds one to a counter of this CPU.

@@ -19,7 +19,7 @@ pub fn next(ctx: &TcContext) -> i32 {
         let cursor = unsafe { &mut *cursor };
         step(ctx, cursor);
     }
-    TC_ACT_OK as i32
+    TC_ACT_OK
 }
 
 #[inline(always)]

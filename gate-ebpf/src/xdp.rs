@@ -5,7 +5,7 @@ use aya_ebpf::check_bounds_signed;
 use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use gate_common::abi::{Counter, FRAME_LEN};
+use gate_common::abi::{Counter, FRAME_LEN, HeldSyn};
 use gate_common::flow::GateId;
 use gate_common::parse::{Family, Frame, Packet, Syn, locate};
 use gate_common::reset;
@@ -147,12 +147,11 @@ fn hold(ctx: &XdpContext, syn: &Syn, gate: GateId) -> Counter {
         return Counter::Overflowed;
     };
     let now = exact_now().0;
-    let (arrived, counter) = match HELD.get_ptr(syn.attempt.flow) {
-        // SAFETY: the pointer is to a map value. Should its slot be reused this moment, the
-        // worst is another flow's arrival time.
-        Some(before) if unsafe { (*before).isn } == syn.attempt.isn => {
-            (unsafe { (*before).arrived }, Counter::Refreshed)
-        }
+    // SAFETY: a pointer is to a map value. Should its slot be reused this moment, the worst is
+    // another flow's arrival time.
+    let before = unsafe { HELD.get(syn.attempt.flow) };
+    let (arrived, counter) = match before {
+        Some(before) if before.isn == syn.attempt.isn => (before.arrived, Counter::Refreshed),
         _ => (now, Counter::Held),
     };
     // SAFETY: the pointer is to this CPU's own scratch value, which only this run uses.
@@ -172,7 +171,8 @@ fn hold(ctx: &XdpContext, syn: &Syn, gate: GateId) -> Counter {
     if !copied {
         return Counter::Uncaptured;
     }
-    match HELD.insert(syn.attempt.flow, &*held, 0) {
+    let held: &HeldSyn = held;
+    match HELD.insert(syn.attempt.flow, held, 0) {
         Ok(()) => counter,
         Err(_) => Counter::Overflowed,
     }

@@ -18,10 +18,13 @@ use crate::interfaces::{self, Interface, XdpMode};
 use crate::pins::{self, Lock, Pins};
 use crate::release::{Replayer, release};
 use crate::sys;
-use crate::tables::{MAPS, Tables};
+use crate::tables::{ARMED, MAPS, Tables};
 
 /// The BPF object, as build.rs compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
+
+/// The map of the object's globals, of which there is one: the armed flag.
+const GLOBALS: &str = ".bss";
 
 /// Where a program is to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +109,23 @@ fn up_locked(
     options: UpOptions,
 ) -> Result<Vec<Upped>> {
     let held = options.held.unwrap_or(DEFAULT_HELD);
+    let debug = options.debug;
     let mut ebpf = if pins.exist() {
-        let actual = Tables::open(pins)?.held_max();
+        let tables = Tables::open(pins)?;
+        let actual = tables.held_max();
         match options.held {
             Some(asked) if asked != actual => return Err(Error::OtherSize { actual, asked }),
-            _ => load(&pins.folder(), actual, options.debug)?,
+            _ => {
+                let armed = tables.is_armed()?;
+                load(&pins.folder(), actual, Purpose::Attach { armed, debug })?
+            }
         }
     } else {
-        pins.create(lock, |folder| load(folder, held, options.debug))?
+        let purpose = Purpose::Attach {
+            armed: false,
+            debug,
+        };
+        pins.create(lock, |folder| load(folder, held, purpose))?
     };
     let program = load_xdp(&mut ebpf)?;
     let mut fresh = Vec::new();
@@ -156,21 +168,43 @@ fn choose(hook: HookChoice, interface: &Interface) -> Result<XdpMode> {
     })
 }
 
+/// What the object is loaded for.
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// To be attached, with the debug log or without. Only under the lock.
+    Attach { armed: bool, debug: bool },
+    /// To inject.
+    Replay,
+}
+
 /// Loads the object with its pinned maps in `folder`, where those that are there are
 /// reused.
-fn load(folder: &Path, held: u32, debug: bool) -> Result<Ebpf> {
-    let level = if debug { log::Level::Debug as u8 } else { 0 };
+fn load(folder: &Path, held: u32, purpose: Purpose) -> Result<Ebpf> {
+    let (armed, level) = match purpose {
+        Purpose::Attach { armed, debug: true } => (armed, log::Level::Debug as u8),
+        Purpose::Attach {
+            armed,
+            debug: false,
+        } => (armed, 0),
+        Purpose::Replay => (false, 0),
+    };
+    let armed = u64::from(armed);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(aya_log::LEVEL, &level, true)
+        // Loading writes the globals anew, also into a map that was pinned before.
+        .override_global(ARMED, &armed, true)
         .map_max_entries("HELD", held)
         .map_max_entries("RELEASED", held);
     let paths: Vec<_> = MAPS
         .iter()
         .map(|(name, _, _)| (*name, folder.join(name)))
+        // Injecting needs no armed flag, and without the lock it must not be written.
+        .filter(|(name, _)| *name != ARMED || !matches!(purpose, Purpose::Replay))
         .collect();
     for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
+        let map = if *name == ARMED { GLOBALS } else { name };
+        loader.map_pin_path(map, path.as_path());
     }
     let ebpf = loader.load(OBJECT).map_err(load_error)?;
     for (_, path) in &paths {
@@ -208,7 +242,7 @@ fn restrict(path: &Path) -> Result<()> {
 
 /// Loads the replay program with the pinned maps, private to this process.
 pub(crate) fn load_replay(pins: &Pins, held: u32) -> Result<Ebpf> {
-    let mut ebpf = load(&pins.folder(), held, false)?;
+    let mut ebpf = load(&pins.folder(), held, Purpose::Replay)?;
     let replay: &mut SchedClassifier = program(&mut ebpf, "gate_replay")?;
     loaded("gate_replay", replay.load())?;
     Ok(ebpf)

@@ -15,9 +15,12 @@ use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
 use crate::sys;
 
+/// The armed flag's name, as a global of the object and as a pin.
+pub const ARMED: &str = "ARMED";
+
 /// The pinned maps: name, bytes of key and value.
 pub const MAPS: [(&str, usize, usize); 7] = [
-    ("ARMED", 4, 4),
+    (ARMED, 4, 8),
     ("GATES", 4, size_of::<StateWord>()),
     ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
     ("PORTS", 4, size_of::<PortEntry>()),
@@ -28,7 +31,7 @@ pub const MAPS: [(&str, usize, usize); 7] = [
 
 /// The maps of one network namespace.
 pub struct Tables {
-    armed: Array<MapData, u32>,
+    armed: Array<MapData, u64>,
     gates: Array<MapData, StateWord>,
     endpoints: HashMap<MapData, EndpointKey, GateId>,
     ports: Array<MapData, PortEntry>,
@@ -74,7 +77,7 @@ impl Tables {
         let held = data("HELD")?;
         let held_max = held.info().map_err(Error::aya("map HELD"))?.max_entries();
         Ok(Self {
-            armed: typed(Map::Array(data("ARMED")?), "ARMED")?,
+            armed: typed(Map::Array(data(ARMED)?), ARMED)?,
             gates: typed(Map::Array(data("GATES")?), "GATES")?,
             endpoints: typed(Map::HashMap(data("ENDPOINTS")?), "ENDPOINTS")?,
             ports: typed(Map::Array(data("PORTS")?), "PORTS")?,
@@ -211,9 +214,21 @@ impl Tables {
         self.set_state(lock, gate, word, now)
     }
 
+    /// The armed flag.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn is_armed(&self) -> Result<bool> {
+        let armed = self
+            .armed
+            .get(&0, 0)
+            .map_err(Error::aya("read the armed flag"))?;
+        Ok(armed != 0)
+    }
+
     fn set_armed(&mut self, armed: bool) -> Result<()> {
         self.armed
-            .set(0, u32::from(armed), 0)
+            .set(0, u64::from(armed), 0)
             .map_err(Error::aya("store the armed flag"))
     }
 

@@ -246,7 +246,7 @@ impl Kernel {
             self.array("PORTS")?
                 .set(u32::from(key.port.number()), entry, 0)?;
         }
-        self.array("ARMED")?.set(0, u32::from(setup.armed), 0)?;
+        self.array(".bss")?.set(0, u64::from(setup.armed), 0)?;
         self.set_words(setup)
     }
 

@@ -234,7 +234,7 @@ fn what_is_a_syn_and_what_is_not() -> Result<()> {
             "hop by hop and long options",
             hold(),
             with_v6(|s| {
-                s.extensions = vec![(ext::HOP_BY_HOP, header(8)), (ext::DESTINATION, header(64))]
+                s.extensions = vec![(ext::HOP_BY_HOP, header(8)), (ext::DESTINATION, header(64))];
             }),
             Expect::Hold,
         ),
