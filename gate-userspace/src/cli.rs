@@ -237,7 +237,7 @@ impl Command {
                 )
             }
             Self::Restart(args) => restart(&pins, args, json)?,
-            Self::Log => log::follow(&pins)?,
+            Self::Log => log::follow(&pins, json)?,
         };
         Ok(answer)
     }

@@ -4,14 +4,19 @@ use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use gate_userspace::datapath;
+use gate_userspace::error::exit;
 use gate_userspace::pins::Pins;
+use gate_userspace::{datapath, report};
 use log::{Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::json;
 
 use crate::cli::{Answer, print};
 
-struct Lines;
+/// Prints each record as a line.
+struct Lines {
+    json: bool,
+}
 
 impl Log for Lines {
     fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
@@ -19,8 +24,13 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if print(&format!("{}\n", record.args())).is_err() {
-            std::process::exit(1);
+        let text = record.args().to_string();
+        let line = match self.json {
+            true => report::answer(json!({ "record": text })),
+            false => text,
+        };
+        if print(&(line + "\n")).is_err() {
+            std::process::exit(exit::FAILURE.into());
         }
     }
 
@@ -28,10 +38,10 @@ impl Log for Lines {
 }
 
 /// Prints the records until it is stopped.
-pub fn follow(pins: &Pins) -> anyhow::Result<Answer> {
+pub fn follow(pins: &Pins, json: bool) -> anyhow::Result<Answer> {
     let program = datapath::program_id(pins)?;
-    let mut logger =
-        EbpfLogger::init_from_id_with_logger(program, Lines).context("open the data path's log")?;
+    let mut logger = EbpfLogger::init_from_id_with_logger(program, Lines { json })
+        .context("open the data path's log")?;
     loop {
         logger.flush();
         let mut ready = [PollFd::new(logger.as_fd(), PollFlags::POLLIN)];

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::datapath::{Downed, Upped};
 use crate::endpoint::Endpoint;
 use crate::health::Check;
+use crate::interfaces::XdpMode;
 use crate::release::Released;
 use crate::restart::driver::{Moment, Progress, Summary};
 use crate::restart::{Outcome, Phase};
@@ -66,10 +67,15 @@ fn connections(count: usize) -> String {
 pub fn up(done: &[Upped]) -> String {
     let lines = done.iter().map(|upped| {
         let name = &upped.interface.name;
-        let note = match (upped.already, upped.interface.is_veth) {
-            (true, _) => " already; its program is up to date",
-            (false, true) => " (a veth: native XDP would switch off its peer's offloads)",
-            (false, false) => "",
+        let note = match (upped.already, upped.interface.is_veth, upped.mode) {
+            (true, _, _) => " already; its program is up to date",
+            (false, true, XdpMode::Generic) => {
+                " (a veth: native XDP would switch off its peer's offloads)"
+            }
+            (false, true, _) => {
+                " (a veth: its peer loses its offloads, and gets no resets unless it has GRO on)"
+            }
+            (false, false, _) => "",
         };
         format!("{name}: attached, hook {}{note}\n", upped.mode)
     });
