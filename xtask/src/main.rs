@@ -68,6 +68,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// How much later than its outage the latest request is when nginx restarts
+    Restart {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -92,8 +98,14 @@ fn perform(task: Task) -> Result<ExitCode> {
             let args = [vec!["up".to_owned(), interface], args].concat();
             return Err(root.exec(&gate, &args, &[]));
         }
-        Task::Demo { args } => return lab(&["demo"], args),
-        Task::Bench(Bench::Datapath { args }) => return lab(&["bench", "datapath"], args),
+        Task::Demo { args } => return lab(&["demo"], args, Vec::new()),
+        Task::Bench(Bench::Datapath { args }) => {
+            return lab(&["bench", "datapath"], args, Vec::new());
+        }
+        Task::Bench(Bench::Restart { args }) => {
+            let nginx = nginx::ensure(&Cache::open()?)?;
+            return lab(&["bench", "restart"], args, nginx);
+        }
         Task::Test { filters } => return tests::run(&filters),
         Task::Lint => {
             toolchain::ensure(&Cache::open()?)?;
@@ -111,12 +123,13 @@ fn build_gate() -> Result<PathBuf> {
 }
 
 /// Becomes gate-lab, which brings its own network namespaces, backends and load.
-fn lab(words: &[&str], args: Vec<String>) -> Result<ExitCode> {
+fn lab(words: &[&str], args: Vec<String>, mut variables: Vec<(&str, PathBuf)>) -> Result<ExitCode> {
     let root = Root::find()?;
     let gate = build_gate()?;
     cargo::build(&["--release", "--package=gate-tests", "--bin=gate-lab"])?;
     let lab = cargo::binary("release", "gate-lab")?;
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
     let args = [words, args].concat();
-    Err(root.exec(&lab, &args, &[("GATE_BIN", gate)]))
+    variables.push(("GATE_BIN", gate));
+    Err(root.exec(&lab, &args, &variables))
 }
