@@ -68,6 +68,8 @@ pub struct Cursor {
     pub next: u32,
     /// Not zero once that frame could not be injected; nothing more is tried then.
     pub blocked: u32,
+    /// Frames that were injected.
+    pub injected: u32,
 }
 
 /// What is counted, per gate and CPU. The number is the index in [`GateStats`].
@@ -133,6 +135,7 @@ const _: () = {
     assert!(size_of::<HeldSyn>() == 32 + FRAME_LEN);
     assert!(size_of::<ReplayFrame>() == 56 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
+    assert!(size_of::<Cursor>() == 12);
 };
 
 #[cfg(feature = "user")]

@@ -86,8 +86,8 @@ pub fn is_armed() -> bool {
 #[inline(always)]
 pub fn count(gate: GateId, counter: Counter) {
     if let Some(stats) = STATS.get_ptr_mut(gate.0) {
-        // SAFETY: the pointer is to this CPU's own value, and a program is not preempted by
-        // another that counts on the same CPU and hook.
+        // SAFETY: the pointer is to this CPU's own value. A replay can be interrupted by a hook on
+        // the same CPU, but the two count different things.
         unsafe { (*stats).counts[counter as usize] += 1 };
     }
 }
@@ -98,11 +98,26 @@ pub fn scratch() -> Option<*mut HeldSyn> {
     SCRATCH.get_ptr_mut(0)
 }
 
-/// Notes that `attempt` must not be injected from now on; false where that was so before.
+/// What came of [`claim`].
+pub enum Claim {
+    /// The attempt is the caller's.
+    Won,
+    /// It was claimed before, and must not be injected (again).
+    Lost,
+    /// There is no room to note it.
+    Full,
+}
+
+/// Notes that `attempt` must not be injected from now on, by anyone but the caller.
 #[inline(always)]
-pub fn claim(attempt: &AttemptKey, gate: GateId) -> bool {
+pub fn claim(attempt: &AttemptKey, gate: GateId) -> Claim {
     const BPF_NOEXIST: u64 = 1;
-    RELEASED.insert(attempt, gate, BPF_NOEXIST).is_ok()
+    const EEXIST: i32 = -17;
+    match RELEASED.insert(attempt, gate, BPF_NOEXIST) {
+        Ok(()) => Claim::Won,
+        Err(EEXIST) => Claim::Lost,
+        Err(_) => Claim::Full,
+    }
 }
 
 /// Takes a claim back: the attempt was not injected after all.

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use gate_common::abi::{Counter, Cursor, FRAME_LEN, ReplayFrame};
 
-use crate::maps::{CURSOR, REPLAY, claim, count, unclaim};
+use crate::maps::{CURSOR, Claim, REPLAY, claim, count, unclaim};
 
 /// Turns the run's packet into the next held SYN and lets a copy of it come in on its
 /// interface. What can't be taken (the CPU's backlog is full, the interface is gone) blocks
@@ -32,13 +32,21 @@ fn step(ctx: &TcContext, cursor: &mut Cursor) {
     };
     // SAFETY: the pointer is to a map value that nobody writes during the call.
     let replay = unsafe { &*replay };
-    if claim(&replay.attempt, replay.gate) {
-        if !inject(ctx, replay) {
+    match claim(&replay.attempt, replay.gate) {
+        Claim::Won if inject(ctx, replay) => {
+            cursor.injected += 1;
+            count(replay.gate, Counter::Released);
+        }
+        Claim::Won => {
             unclaim(&replay.attempt);
             cursor.blocked = 1;
             return;
         }
-        count(replay.gate, Counter::Released);
+        Claim::Lost => {}
+        Claim::Full => {
+            cursor.blocked = 1;
+            return;
+        }
     }
     cursor.next += 1;
 }

@@ -95,7 +95,9 @@ fn act(ctx: &XdpContext, packet: &Direct, syn: &Syn) -> u32 {
         }
         Verdict::PassExpired(gate) => {
             count(gate, Counter::Expired);
-            if HELD.get_ptr(syn.attempt.flow).is_some() {
+            // SAFETY: as in `hold`; a reused slot has another ISN.
+            let held = unsafe { HELD.get(syn.attempt.flow) };
+            if held.is_some_and(|held| held.isn == syn.attempt.isn) {
                 claim(&syn.attempt, gate);
             }
             XDP_PASS

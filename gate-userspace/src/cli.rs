@@ -21,6 +21,9 @@ use serde_json::{Value, json};
 
 use crate::log;
 
+/// After that time, a client whose SYN was held has sent it again: what is held still is stale.
+const RETRANSMISSION: Duration = Duration::from_secs(1);
+
 /// Longest lease that can be asked for.
 const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -171,6 +174,8 @@ pub struct Answer {
     text: String,
     fields: Value,
     code: u8,
+    /// What a person is told on stderr, too.
+    complaint: Option<String>,
 }
 
 impl Answer {
@@ -179,6 +184,7 @@ impl Answer {
             text,
             fields,
             code: exit::DONE,
+            complaint: None,
         }
     }
 }
@@ -191,11 +197,18 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<u8> {
         let json = self.json;
         let answer = self.command.run(json)?;
+        if let Some(complaint) = &answer.complaint {
+            crate::complain(complaint);
+        }
         let text = match json {
             true => report::answer(answer.fields) + "\n",
             false => answer.text,
         };
-        print(&text)?;
+        match print(&text) {
+            // What was done counts for more than who could be told.
+            Err(error) if answer.code != exit::DONE => crate::complain(&format!("{error:#}")),
+            printed => printed?,
+        }
         Ok(answer.code)
     }
 }
@@ -228,7 +241,7 @@ impl Command {
             Self::Hold(args) => close(&pins, &args, Closed::Hold)?,
             Self::Drop(args) => close(&pins, &args, Closed::Drop)?,
             Self::Reject(args) => close(&pins, &args, Closed::Reject)?,
-            Self::Open(args) => open(&pins, args)?,
+            Self::Open(args) => open(&pins, &args)?,
             Self::Status => {
                 let status = status::read(&pins)?;
                 Answer::done(
@@ -254,21 +267,18 @@ fn up(pins: &Pins, args: &Up) -> Result<Answer, Error> {
 }
 
 fn close(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
+    let lock = pins.lock()?;
     datapath::check_attached(pins)?;
+    let mut tables = Tables::open(pins)?;
     if mode == Closed::Hold {
         // Holding what can't be released would be worse than dropping it.
-        Replayer::load(pins)?;
+        Replayer::load(pins, &lock)?;
     }
-    let lock = pins.lock()?;
-    let mut tables = Tables::open(pins)?;
     let now = clock::now();
+    tables.settle(&lock, now)?;
     let word = StateWord::closed(mode, clock::after(now, args.lease));
     let endpoints: BTreeSet<Endpoint> = args.endpoints.iter().copied().collect();
-    let mut gates = Vec::new();
-    for endpoint in &endpoints {
-        gates.push(tables.define(&lock, *endpoint, now)?);
-    }
-    for gate in gates {
+    for (_, gate) in tables.define_all(&lock, &endpoints, now)? {
         tables.close(&lock, gate, word, now)?;
     }
     let name = gate_common::state::Mode::from(mode).name();
@@ -283,24 +293,23 @@ fn close(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
         json!({
             "endpoints": shown,
             "mode": name,
-            "lease_ms": args.lease.as_secs_f64() * 1e3,
+            "lease_ms": report::millis(args.lease),
         }),
     ))
 }
 
-fn open(pins: &Pins, args: Open) -> Result<Answer, Error> {
-    // Loaded before the lock is taken, so that others wait for less.
-    let mut tables = Tables::open(pins)?;
-    let mut replayer = Replayer::load(pins)?;
+fn open(pins: &Pins, args: &Open) -> Result<Answer, Error> {
     let lock = pins.lock()?;
+    let mut tables = Tables::open(pins)?;
+    let mut replayer = Replayer::load(pins, &lock)?;
     let known = tables.endpoints()?;
     let endpoints: BTreeSet<Endpoint> = match args.all {
         true => known.keys().copied().collect(),
-        false => args.endpoints.into_iter().collect(),
+        false => args.endpoints.iter().copied().collect(),
     };
     let now = clock::now();
     let mut gates = BTreeSet::new();
-    let mut over = None;
+    let mut over: Option<Error> = None;
     for endpoint in &endpoints {
         // An endpoint that never had a gate is as open as can be.
         let Some(gate) = known.get(endpoint) else {
@@ -313,31 +322,46 @@ fn open(pins: &Pins, args: Open) -> Result<Answer, Error> {
                 gates.insert(*gate);
             }
             Effective::Expired => {
-                gates.insert(*gate);
-                over.get_or_insert(Error::LeaseOver {
-                    endpoint: *endpoint,
-                    ago: clock::between(word.deadline(), now),
-                });
+                let ago = clock::between(word.deadline(), now);
+                if ago < RETRANSMISSION {
+                    gates.insert(*gate);
+                } else {
+                    tables.discard(&lock, &BTreeSet::from([*gate]))?;
+                    tables.set_state(&lock, *gate, StateWord::OPEN, now)?;
+                }
+                if !args.all {
+                    let endpoint = *endpoint;
+                    over.get_or_insert(Error::LeaseOver { endpoint, ago });
+                }
             }
         }
     }
     let endpoints: Vec<Endpoint> = endpoints.into_iter().collect();
     let (text, released) = match gates.is_empty() {
         true if endpoints.is_empty() => ("no gate was closed\n".to_owned(), None),
+        true if over.is_some() => (String::new(), None),
         true => (report::already_open(&endpoints), None),
         false => {
             let released = release(&lock, &mut tables, &mut replayer, &gates)?;
-            (report::opened(&endpoints, &released), Some(released))
+            let text = match over.is_some() && released.injected == 0 {
+                true => String::new(),
+                false => report::opened(&endpoints, &released),
+            };
+            (text, Some(released))
         }
     };
-    if let Some(over) = over {
-        return Err(over);
-    }
+    tables.settle(&lock, clock::now())?;
     let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let mut fields = report::released_json(&released.unwrap_or_default());
     fields["endpoints"] = json!(shown);
-    fields["already"] = json!(released.is_none());
-    Ok(Answer::done(text, fields))
+    fields["already"] = json!(released.is_none() && over.is_none());
+    fields["lease_over"] = json!(over.is_some());
+    Ok(Answer {
+        text,
+        fields,
+        code: over.as_ref().map_or(exit::DONE, Error::exit_code),
+        complaint: over.map(|over| over.to_string()),
+    })
 }
 
 fn restart(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
@@ -362,13 +386,17 @@ fn restart(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         .context("start the tokio runtime")?;
     let outcome = runtime.block_on(driver::run(pins, request, &mut progress));
     progress.clear();
+    // A look-up of a check's host may still hang; nobody waits for it.
+    runtime.shutdown_background();
     let summary = outcome?;
-    if let Some(complaint) = report::complaint(&summary, args.max_hold) {
-        crate::complain(&complaint);
-    }
+    let code = match summary.outcome.exit_code() {
+        exit::DONE if summary.open_failure.is_some() => exit::FAILURE,
+        code => code,
+    };
     Ok(Answer {
         text: report::summary(&summary),
         fields: report::summary_json(&summary),
-        code: summary.outcome.exit_code(),
+        code,
+        complaint: report::complaint(&summary, args.max_hold),
     })
 }

@@ -110,6 +110,16 @@ fn up_locked(
 ) -> Result<Vec<Upped>> {
     let held = options.held.unwrap_or(DEFAULT_HELD);
     let debug = options.debug;
+    let before = attachments(pins)?;
+    if !before.is_empty()
+        && before
+            .iter()
+            .all(|attachment| attachment.interface.is_none())
+    {
+        // All its interfaces are gone, or it was another namespace with the same number: what
+        // is held there has no way back.
+        pins.clear(lock)?;
+    }
     let mut ebpf = if pins.exist() {
         let tables = Tables::open(pins)?;
         let actual = tables.held_max();
@@ -128,25 +138,23 @@ fn up_locked(
         pins.create(lock, |folder| load(folder, held, purpose))?
     };
     let program = load_xdp(&mut ebpf)?;
-    let mut fresh = Vec::new();
     let mut done = Vec::new();
     for (interface, mode) in targets {
-        match attach(pins, program, &interface, mode) {
-            Ok(attached) => {
-                if !attached.already {
-                    fresh.push(interface.index);
-                }
-                done.push(attached);
-            }
+        match attach(pins, program, &interface, mode, options.hook) {
+            Ok(attached) => done.push(attached),
             Err(error) => {
-                for ifindex in fresh {
-                    let path = pins.link(ifindex);
+                let fresh = done.iter().filter(|upped| !upped.already);
+                for path in fresh.map(|upped| pins.link(upped.interface.index)) {
                     std::fs::remove_file(&path)
                         .map_err(Error::call("remove", path.display().to_string()))?;
                 }
                 return Err(error);
             }
         }
+    }
+    // Nothing can be in the way any more: the programs that were there follow.
+    for upped in done.iter().filter(|upped| upped.already) {
+        update(pins, program, &upped.interface)?;
     }
     Ok(done)
 }
@@ -296,17 +304,27 @@ pub(crate) fn kernel(feature: &'static str, since: &'static str) -> Error {
     }
 }
 
-fn attach(pins: &Pins, program: &Xdp, interface: &Interface, mode: XdpMode) -> Result<Upped> {
+fn attach(
+    pins: &Pins,
+    program: &Xdp,
+    interface: &Interface,
+    mode: XdpMode,
+    hook: HookChoice,
+) -> Result<Upped> {
     let fd = program.fd().map_err(Error::aya("program gate_xdp"))?;
     let path = pins.link(interface.index);
-    if let Some(link) = live_link(&path, interface.index)? {
-        // The same program or a newer one; the switch is atomic.
-        sys::update_link(link.as_fd(), fd.as_fd())
-            .map_err(Error::call("bpf link update on", interface.name.as_str()))?;
-        let mode = interface.xdp.map_or(mode, |(mode, _)| mode);
+    if live_link(&path, interface.index)?.is_some() {
+        let actual = interface.xdp.map_or(mode, |(mode, _)| mode);
+        if hook != HookChoice::Auto && actual != mode {
+            return Err(Error::OtherHook {
+                interface: interface.name.clone(),
+                actual: actual.to_string(),
+                asked: mode.to_string(),
+            });
+        }
         return Ok(Upped {
             interface: interface.clone(),
-            mode,
+            mode: actual,
             already: true,
         });
     }
@@ -324,6 +342,16 @@ fn attach(pins: &Pins, program: &Xdp, interface: &Interface, mode: XdpMode) -> R
         mode,
         already: false,
     })
+}
+
+/// Puts the program behind a link that was there: the same, or a newer one. The switch is
+/// atomic.
+fn update(pins: &Pins, program: &Xdp, interface: &Interface) -> Result<()> {
+    let fd = program.fd().map_err(Error::aya("program gate_xdp"))?;
+    let path = pins.link(interface.index);
+    let link = sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
+    sys::update_link(link.as_fd(), fd.as_fd())
+        .map_err(Error::call("bpf link update on", interface.name.as_str()))
 }
 
 /// The pinned link, if its interface is still there. A defunct pin is removed.
@@ -431,6 +459,22 @@ pub fn program_id(pins: &Pins) -> Result<u32> {
     Err(Error::NotUp)
 }
 
+/// Releases what all gates hold; returns how many SYNs that were.
+fn release_all(pins: &Pins, lock: &Lock, tables: &mut Tables) -> Result<usize> {
+    let now = clock::now();
+    let mut holding = BTreeSet::new();
+    for gate in tables.endpoints()?.into_values() {
+        if tables.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
+            holding.insert(gate);
+        }
+    }
+    if holding.is_empty() {
+        return Ok(0);
+    }
+    let mut replayer = Replayer::load(pins, lock)?;
+    Ok(release(lock, tables, &mut replayer, &holding)?.injected)
+}
+
 /// What [`down`] did.
 #[derive(Clone, Debug, Default)]
 pub struct Downed {
@@ -438,6 +482,8 @@ pub struct Downed {
     pub interfaces: Vec<String>,
     /// The SYNs that were still held, and are released.
     pub released: usize,
+    /// Why they could not be released, where that is so.
+    pub failure: Option<String>,
 }
 
 /// Opens every gate, detaches, and removes every pin of this namespace, those of other
@@ -446,24 +492,17 @@ pub struct Downed {
 /// # Errors
 /// Those of the file system and the kernel.
 pub fn down(pins: &Pins) -> Result<Option<Downed>> {
-    if !pins.exist() && pins.of_other_versions().is_empty() {
+    if !pins.leave_traces() {
         return Ok(None);
     }
     let lock = pins.lock_or_create()?;
     let mut downed = Downed::default();
-    // Pins that this version can't read hold nothing that it could release.
-    if let Ok(mut tables) = Tables::open(pins) {
-        let now = clock::now();
-        let mut holding = BTreeSet::new();
-        for gate in tables.endpoints()?.into_values() {
-            if tables.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
-                holding.insert(gate);
-            }
-        }
-        if !holding.is_empty() {
-            let mut replayer = Replayer::load(pins)?;
-            downed.released = release(&lock, &mut tables, &mut replayer, &holding)?.injected;
-        }
+    // Pins that this version can't read hold nothing that it could release; and whatever goes
+    // wrong with a release, detaching opens every gate.
+    match Tables::open(pins).and_then(|mut tables| release_all(pins, &lock, &mut tables)) {
+        Ok(released) => downed.released = released,
+        Err(Error::NotUp | Error::OtherAbi { .. }) => {}
+        Err(error) => downed.failure = Some(error.to_string()),
     }
     downed.interfaces = attachments(pins)
         .unwrap_or_default()

@@ -183,6 +183,30 @@ pub enum Error {
         /// Why.
         cause: io::Error,
     },
+    /// A restart's command could not be started after all.
+    #[error(
+        "{command} can't be run: {cause}; the gate was opened again; check what it is, and the \
+         interpreter in its first line"
+    )]
+    NotStarted {
+        /// As found.
+        command: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// An interface is attached in another way than asked for.
+    #[error(
+        "{interface} is attached with {actual} already, not {asked}: run `gate down` first to change \
+         the hook"
+    )]
+    OtherHook {
+        /// The interface.
+        interface: String,
+        /// How it is attached.
+        actual: String,
+        /// What was asked for.
+        asked: String,
+    },
     /// A lease had run out before the gate was opened.
     #[error(
         "{endpoint}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
@@ -235,7 +259,7 @@ impl Error {
             Self::HookTaken { .. } => exit::TAKEN,
             Self::LeaseOver { .. } => exit::LEASE,
             Self::NoCommand { .. } => exit::NOT_FOUND,
-            Self::NotExecutable { .. } => exit::NOT_EXECUTABLE,
+            Self::NotExecutable { .. } | Self::NotStarted { .. } => exit::NOT_EXECUTABLE,
             Self::Call { .. }
             | Self::NoBpffs { .. }
             | Self::ForeignFolder { .. }
@@ -246,6 +270,7 @@ impl Error {
             | Self::Loopback { .. }
             | Self::NoNativeXdp { .. }
             | Self::Kernel { .. }
+            | Self::OtherHook { .. }
             | Self::OtherSize { .. }
             | Self::Full { .. }
             | Self::Aya { .. } => exit::FAILURE,

@@ -13,6 +13,8 @@ use http_body_util::Empty;
 use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -247,18 +249,34 @@ where
 }
 
 async fn exec(command: &str) -> Result<(), CheckFailure> {
-    let status = Command::new("/bin/sh")
+    let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
-        .status()
-        .await?;
+        .spawn()?;
+    let group = Group(child.id());
+    let status = child.wait().await?;
+    drop(group);
     if status.success() {
         return Ok(());
     }
     Err(CheckFailure::Exec(status))
+}
+
+/// A check's process group, which ends with the check: one that was given up, or that left
+/// something behind, is killed whole.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.and_then(|id| i32::try_from(id).ok()) {
+            // An error means that nothing of it is left.
+            let _gone = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Verifies against the system's certificates.

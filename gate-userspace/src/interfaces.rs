@@ -27,6 +27,8 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Whether it is up.
+    pub is_up: bool,
     /// Whether it is loopback.
     pub is_loopback: bool,
     /// Whether it is one end of a veth pair.
@@ -70,6 +72,7 @@ impl From<&LinkMessage> for Interface {
         let mut interface = Self {
             index: link.header.index,
             name: String::new(),
+            is_up: link.header.flags.contains(LinkFlags::Up),
             is_loopback: link.header.flags.contains(LinkFlags::Loopback),
             is_veth: false,
             xdp: None,

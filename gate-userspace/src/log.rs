@@ -1,5 +1,6 @@
 //! `gate log`: the data path's debug records, as lines.
 
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
@@ -11,7 +12,7 @@ use log::{Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
-use crate::cli::{Answer, print};
+use crate::cli::Answer;
 
 /// Prints each record as a line.
 struct Lines {
@@ -29,8 +30,14 @@ impl Log for Lines {
             true => report::answer(json!({ "record": text })),
             false => text,
         };
-        if print(&(line + "\n")).is_err() {
-            std::process::exit(exit::FAILURE.into());
+        let mut stdout = io::stdout().lock();
+        if let Err(error) = writeln!(stdout, "{line}") {
+            // A reader that has gone away has seen enough.
+            let code = match error.kind() {
+                io::ErrorKind::BrokenPipe => exit::DONE,
+                _ => exit::FAILURE,
+            };
+            std::process::exit(code.into());
         }
     }
 

@@ -26,15 +26,19 @@ fn main() -> ExitCode {
             let code = error
                 .downcast_ref::<Error>()
                 .map_or(exit::FAILURE, Error::exit_code);
-            let text = format!("{error:#}");
-            complain(&text);
-            if json {
-                let fields = json!({ "error": text, "exit_code": code });
-                // The error is on stderr already, and its code is what counts.
-                let _unseen = cli::print(&(report::answer(fields) + "\n"));
-            }
+            fail(&format!("{error:#}"), code, json);
             ExitCode::from(code)
         }
+    }
+}
+
+/// Tells of a failure, to people and, where it is asked for, to machines.
+fn fail(text: &str, code: u8, json: bool) {
+    complain(text);
+    if json {
+        let fields = json!({ "error": text, "exit_code": code });
+        // The error is on stderr already, and its code is what counts.
+        let _unseen = cli::print(&(report::answer(fields) + "\n"));
     }
 }
 
@@ -61,9 +65,14 @@ fn usage(error: &clap::Error) -> u8 {
         .unwrap_or_default();
     let words: Vec<&str> = cause.split_whitespace().collect();
     let line = words.join(" ");
-    complain(&format!(
+    let text = format!(
         "{} (`gate --help` tells more)",
         line.strip_prefix("error: ").unwrap_or(&line)
-    ));
+    );
+    // What could not be parsed can still say that it wants JSON.
+    let json = std::env::args()
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json");
+    fail(&text, exit::USAGE, json);
     exit::USAGE
 }

@@ -26,9 +26,11 @@ use crate::error::{Error, Result};
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// How long a command waits for another's lock. Nobody holds it for longer than one
-/// release takes.
+/// How long a command that has changed nothing yet waits for another's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between two tries.
+const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// The pin folder of the current network namespace.
 #[derive(Clone, Debug)]
@@ -78,6 +80,18 @@ impl Pins {
 
     fn version_folder(&self, version: u32) -> PathBuf {
         self.root.join(format!("v{version}"))
+    }
+
+    /// Where a folder is built, by one process at a time, for whatever namespace; one that is
+    /// found there was left by a process that died. (bpffs takes no dots in names.)
+    fn building(&self) -> PathBuf {
+        self.version_folder(ABI_VERSION).join("building")
+    }
+
+    /// Whether anything is pinned for this namespace, or half built.
+    #[must_use]
+    pub fn leave_traces(&self) -> bool {
+        self.exist() || self.building().exists() || !self.of_other_versions().is_empty()
     }
 
     /// The pin of one map.
@@ -141,16 +155,42 @@ impl Pins {
     /// # Errors
     /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`], [`Error::Locked`].
     pub fn lock(&self) -> Result<Lock> {
+        let start = Instant::now();
+        loop {
+            match self.try_lock()? {
+                Some(lock) => return Ok(lock),
+                None if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+                None => return Err(self.locked()),
+            }
+        }
+    }
+
+    /// As [`lock`](Self::lock), but none where another command has it now.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`].
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
         if !self.root.exists() {
             return Err(Error::NotUp);
         }
         self.check_owner()?;
         self.check_version()?;
-        let lock = self.flock()?;
+        let lock = match try_flock(&self.root)? {
+            Flocked::Taken(file) if is_at(&file, &self.root) => Lock { _file: file },
+            Flocked::Busy => return Ok(None),
+            // Removed by a `gate down` that we waited for.
+            Flocked::Taken(_) | Flocked::Gone => return Err(Error::NotUp),
+        };
         if !self.exist() {
             return Err(Error::NotUp);
         }
-        Ok(lock)
+        Ok(Some(lock))
+    }
+
+    fn locked(&self) -> Error {
+        Error::Locked {
+            path: self.root.clone(),
+        }
     }
 
     /// Takes the lock, making its folder where there is none.
@@ -158,9 +198,20 @@ impl Pins {
     /// # Errors
     /// [`Error::ForeignFolder`], [`Error::Locked`].
     pub fn lock_or_create(&self) -> Result<Lock> {
-        make_folder(&self.root)?;
-        self.check_owner()?;
-        self.flock()
+        let start = Instant::now();
+        loop {
+            make_folder(&self.root)?;
+            self.check_owner()?;
+            match try_flock(&self.root)? {
+                Flocked::Taken(file) if is_at(&file, &self.root) => {
+                    return Ok(Lock { _file: file });
+                }
+                // Removed by a `gate down` that we waited for: make it anew.
+                Flocked::Taken(_) | Flocked::Gone => {}
+                Flocked::Busy if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+                Flocked::Busy => return Err(self.locked()),
+            }
+        }
     }
 
     fn check_owner(&self) -> Result<()> {
@@ -178,25 +229,6 @@ impl Pins {
         self.root.display().to_string()
     }
 
-    fn flock(&self) -> Result<Lock> {
-        let start = Instant::now();
-        loop {
-            match try_flock(&self.root)? {
-                // The folder that was locked may have been removed while we waited.
-                Some(file) if is_at(&file, &self.root) => return Ok(Lock { _file: file }),
-                Some(_) => make_folder(&self.root)?,
-                None if start.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                None => {
-                    return Err(Error::Locked {
-                        path: self.root.clone(),
-                    });
-                }
-            }
-        }
-    }
-
     /// Claims a gate for one restart; none where another restart has it.
     ///
     /// # Errors
@@ -206,7 +238,10 @@ impl Pins {
         make_folder(&folder)?;
         let folder = folder.join(gate.0.to_string());
         make_folder(&folder)?;
-        Ok(try_flock(&folder)?.map(|file| RestartLock { _file: file }))
+        Ok(match try_flock(&folder)? {
+            Flocked::Taken(file) => Some(RestartLock { _file: file }),
+            Flocked::Busy | Flocked::Gone => None,
+        })
     }
 
     /// Makes the folder with what `fill` pins into it: whole, or not at all.
@@ -214,10 +249,8 @@ impl Pins {
     /// # Errors
     /// Those of `fill` and of the file system; nothing is left then.
     pub fn create<T>(&self, _lock: &Lock, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        let version = self.version_folder(ABI_VERSION);
-        make_folder(&version)?;
-        // A name that no namespace has (bpffs takes no dots); one process at a time is here.
-        let building = version.join("building");
+        make_folder(&self.version_folder(ABI_VERSION))?;
+        let building = self.building();
         remove(&building)?;
         make_folder(&building)?;
         make_folder(&building.join("links"))?;
@@ -230,6 +263,17 @@ impl Pins {
             remove(&building)?;
         }
         built
+    }
+
+    /// Removes this namespace's pins and what was half built.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn clear(&self, _lock: &Lock) -> Result<()> {
+        // Links first, so that no program is attached whose maps nobody can reach.
+        remove(&self.links())?;
+        remove(&self.folder())?;
+        remove(&self.building())
     }
 
     /// Removes this namespace's pins of other versions, which detaches what they attach.
@@ -247,14 +291,14 @@ impl Pins {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn remove(&self, _lock: Lock) -> Result<()> {
-        // Links first, so that no program is attached whose maps nobody can reach.
-        remove(&self.links())?;
-        remove(&self.folder())?;
+    pub fn remove(&self, lock: Lock) -> Result<()> {
+        self.clear(&lock)?;
         for folder in entries(&self.root).iter().chain([&self.root]) {
             // Fails while another namespace has pins there, which is as it should be.
             let _kept = fs::remove_dir(folder);
         }
+        // Only now: until here nobody else may build in these folders.
+        drop(lock);
         Ok(())
     }
 }
@@ -298,11 +342,21 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-fn try_flock(folder: &Path) -> Result<Option<Flock<File>>> {
-    let file = File::open(folder).map_err(Error::call("open", folder.display().to_string()))?;
+/// What came of [`try_flock`].
+enum Flocked {
+    Taken(Flock<File>),
+    Busy,
+    Gone,
+}
+
+fn try_flock(folder: &Path) -> Result<Flocked> {
+    let file = match File::open(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Flocked::Gone),
+        file => file.map_err(Error::call("open", folder.display().to_string()))?,
+    };
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(Some(file)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Ok(file) => Ok(Flocked::Taken(file)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(Flocked::Busy),
         Err((_, errno)) => Err(Error::call("flock", folder.display().to_string())(
             errno.into(),
         )),

@@ -7,10 +7,10 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::{Array, IterableMap as _, Map, MapData};
+use aya::maps::{Array, IterableMap as _, MapData};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use gate_common::abi::{Cursor, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame};
 use gate_common::checksum;
@@ -21,13 +21,17 @@ use gate_common::state::{BootTime, StateWord};
 use crate::clock;
 use crate::datapath;
 use crate::error::{Error, Result};
+use crate::interfaces;
 use crate::pins::{Lock, Pins};
 use crate::sys;
-use crate::tables::Tables;
+use crate::tables::{Tables, typed};
 
 /// Rounds of injection before the gate opens. Each takes what came during the one before;
 /// under a flood that would never end.
 const ROUNDS: usize = 8;
+
+/// How long a release waits, in all, for a backlog that stays full though its interface is up.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Shortest frame that is injected, and only even lengths are: others have met kernel bugs
 /// (CVE-2022-49840, CVE-2025-21867).
@@ -40,7 +44,7 @@ pub struct Released {
     pub injected: usize,
     /// SYNs dropped, because their checksum was wrong when they came.
     pub damaged: usize,
-    /// SYNs dropped, because their interface is gone or down.
+    /// SYNs dropped, because their interface is gone or down, or took nothing for a while.
     pub gone: usize,
     /// The longest time that one of the injected was held.
     pub longest_wait: Duration,
@@ -61,7 +65,7 @@ impl Replayer {
     ///
     /// # Errors
     /// [`Error::Kernel`] where the kernel lacks something, and those of loading.
-    pub fn load(pins: &Pins) -> Result<Self> {
+    pub fn load(pins: &Pins, _lock: &Lock) -> Result<Self> {
         let held = Tables::open(pins)?.held_max();
         let mut ebpf = datapath::load_replay(pins, held)?;
         let mut map = |name: &'static str| {
@@ -83,10 +87,11 @@ impl Replayer {
         Ok(replayer)
     }
 
-    /// Injects frames in order, [`REPLAY_BATCH`] of them by one kernel call; returns those
-    /// that could not be, because their interface is gone or down.
-    fn inject(&mut self, frames: &[ReplayFrame]) -> Result<usize> {
-        let mut lost = 0;
+    /// Injects frames in order, [`REPLAY_BATCH`] of them by one kernel call; returns how many
+    /// went, and how many could not.
+    fn inject(&mut self, frames: &[ReplayFrame]) -> Result<(usize, usize)> {
+        let patience_ends = Instant::now() + PATIENCE;
+        let (mut injected, mut lost) = (0, 0);
         for batch in frames.chunks(REPLAY_BATCH as usize) {
             sys::update_array(self.frames.map().fd().as_fd(), batch)
                 .map_err(Error::call("bpf batch update in", "REPLAY"))?;
@@ -99,23 +104,35 @@ impl Replayer {
                     .cursor
                     .get(&0, 0)
                     .map_err(Error::aya("read the replay cursor"))?;
-                // Blocked after some is a full backlog, which has been worked off by now;
-                // blocked at once is a frame that can't be injected at all. A run that a
-                // signal ended early is not blocked, and goes on.
-                if cursor.blocked != 0 && cursor.next == next {
+                injected += cursor.injected as usize;
+                // Blocked after some is a full backlog, which is mostly worked off by now; a
+                // run that a signal ended early is not blocked. Both just go on.
+                if cursor.blocked == 0 || cursor.next > next {
+                    next = cursor.next;
+                    continue;
+                }
+                let ifindex = batch[next as usize].ifindex;
+                if Instant::now() < patience_ends && is_up(ifindex)? {
+                    std::thread::sleep(Duration::from_millis(1));
+                } else {
                     lost += 1;
                     next += 1;
-                } else {
-                    next = cursor.next;
                 }
             }
         }
-        Ok(lost)
+        Ok((injected, lost))
     }
 
     fn seek(&mut self, next: u32) -> Result<()> {
         self.cursor
-            .set(0, Cursor { next, blocked: 0 }, 0)
+            .set(
+                0,
+                Cursor {
+                    next,
+                    ..Cursor::default()
+                },
+                0,
+            )
             .map_err(Error::aya("store the replay cursor"))
     }
 
@@ -146,8 +163,10 @@ impl Replayer {
     }
 }
 
-fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(map: Map, name: &str) -> Result<T> {
-    T::try_from(map).map_err(Error::aya(format!("map {name}")))
+fn is_up(ifindex: u32) -> Result<bool> {
+    let interfaces = interfaces::list()?;
+    let mut same = interfaces.iter().filter(|it| it.index == ifindex);
+    Ok(same.next().is_some_and(|interface| interface.is_up))
 }
 
 /// Opens gates and replays what they hold.
@@ -177,11 +196,14 @@ pub fn release(
             }
         }
     }
-    for gate in gates {
-        tables.set_state(lock, *gate, StateWord::OPEN, clock::now())?;
-    }
+    // Each is tried, whatever became of the others.
+    let opened: Vec<Result<()>> = gates
+        .iter()
+        .map(|gate| tables.set_state(lock, *gate, StateWord::OPEN, clock::now()))
+        .collect();
     sweeper.released.opened_at = clock::now();
     early?;
+    opened.into_iter().collect::<Result<()>>()?;
     sweeper.sweep(tables, replayer)?;
     sys::rcu_barrier();
     sweeper.sweep(tables, replayer)?;
@@ -223,8 +245,8 @@ impl Sweeper<'_> {
             .filter_map(|(flow, syn)| frame(flow, syn))
             .collect();
         let now = clock::now();
-        let lost = replayer.inject(&frames)?;
-        self.released.injected += frames.len() - lost;
+        let (injected, lost) = replayer.inject(&frames)?;
+        self.released.injected += injected;
         self.released.gone += lost;
         self.released.damaged += held.len() - frames.len();
         let oldest = held.first().map_or(now, |(_, syn)| BootTime(syn.arrived));

@@ -19,7 +19,7 @@ use crate::status::{GateStatus, Status};
 /// Version of the JSON output. It rises when a field changes its meaning or goes away.
 pub const JSON_VERSION: u32 = 1;
 
-/// A JSON answer, with its version first.
+/// A JSON answer, with its version.
 #[must_use]
 pub fn answer(fields: Value) -> String {
     let mut answer = Map::new();
@@ -46,7 +46,9 @@ pub fn span(time: Duration) -> String {
     }
 }
 
-fn millis(time: Duration) -> f64 {
+/// A time in milliseconds, to the microsecond.
+#[must_use]
+pub fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
@@ -109,6 +111,9 @@ pub fn down(downed: Option<&Downed>) -> String {
                 [] => "nothing was attached; the pins are removed".to_owned(),
                 names => format!("detached from {}", names.join(", ")),
             };
+            if let Some(failure) = &downed.failure {
+                line += &format!("; held connections were left to retransmit: {failure}");
+            }
             if downed.released > 0 {
                 line += &format!("; {} released first", connections(downed.released));
             }
@@ -124,6 +129,7 @@ pub fn down_json(downed: Option<&Downed>) -> Value {
         "was_up": downed.is_some(),
         "interfaces": downed.map_or(&[][..], |downed| &downed.interfaces),
         "released": downed.map_or(0, |downed| downed.released),
+        "failure": downed.and_then(|downed| downed.failure.as_ref()),
     })
 }
 
@@ -152,7 +158,10 @@ fn released_text(released: &Released) -> String {
         text += &format!("; {} dropped with a wrong checksum", released.damaged);
     }
     if released.gone > 0 {
-        text += &format!("; {} dropped, their interface is gone", released.gone);
+        text += &format!(
+            "; {} dropped, their interface is gone or full",
+            released.gone
+        );
     }
     text
 }
@@ -340,6 +349,13 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
         Some(failure) => format!(" (last: {failure})"),
         None => String::new(),
     };
+    if let Some(failure) = &summary.open_failure {
+        return Some(format!(
+            "the gate could not be opened ({failure}): its lease opens it, at the latest {} after it \
+             was closed",
+            humantime::format_duration(max_hold)
+        ));
+    }
     match summary.outcome {
         Outcome::Healthy => None,
         Outcome::CommandFailed(end) => Some(format!(
@@ -351,14 +367,20 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
             humantime::format_duration(max_hold),
             last()
         )),
-        Outcome::LeaseOver(Phase::Command | Phase::Quiesce) => Some(format!(
+        Outcome::LeaseOver(Phase::Quiesce) => Some(format!(
+            "--max-hold {} was over before the command began, so the gate was opened: give it longer",
+            humantime::format_duration(max_hold)
+        )),
+        Outcome::LeaseOver(Phase::Command) => Some(format!(
             "the command was not done within --max-hold {}, so the gate was opened and the command \
              stopped: give it longer",
             humantime::format_duration(max_hold)
         )),
-        Outcome::Interrupted(_) => {
-            Some("interrupted, so the gate was opened and the command stopped".to_owned())
-        }
+        Outcome::Interrupted(_) => Some(
+            "interrupted, so the gate was opened, and the command stopped if it ran: start it \
+             again when it suits"
+                .to_owned(),
+        ),
     }
 }
 
@@ -377,6 +399,7 @@ pub fn summary_json(summary: &Summary) -> Value {
         "uncaptured": summary.uncaptured,
         "last_failure": summary.last_failure,
         "taken_over": texts(&summary.taken_over),
+        "open_failure": summary.open_failure,
     });
     if let (Value::Object(value), Value::Object(released)) =
         (&mut value, released_json(&summary.released))
@@ -450,10 +473,11 @@ impl Progress for Stderr {
         ));
     }
 
+    fn is_live(&self) -> bool {
+        self.style == Style::Live
+    }
+
     fn moment(&mut self, moment: &Moment) {
-        if self.style != Style::Live {
-            return;
-        }
         self.live = true;
         let health = match (moment.phase, &moment.health) {
             (Phase::Quiesce, _) => "emptying the accept queue",

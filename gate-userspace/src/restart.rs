@@ -106,10 +106,12 @@ impl Outcome {
 /// What happens to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The queues were looked at.
+    /// The listener was looked at.
     Queues {
-        /// Nothing was in them.
-        empty: bool,
+        /// Nothing is in the accept queues.
+        accepted: bool,
+        /// No client's handshake is under way.
+        settled: bool,
     },
     /// The command ended.
     Ended(CommandEnd),
@@ -138,12 +140,17 @@ pub enum Action {
 /// then, and a connection that was just accepted has had time to send its request.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// How long handshakes under way are waited for. A client that is further away than that, or
+/// that never was there, keeps nobody waiting.
+const HANDSHAKE: Duration = Duration::from_millis(200);
+
 /// The state of one restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     phase: Phase,
     deadline: BootTime,
     quiesce_until: BootTime,
+    handshakes_until: BootTime,
     empty_since: Option<BootTime>,
     outcome: Option<Outcome>,
 }
@@ -157,6 +164,7 @@ impl Machine {
             phase: Phase::Quiesce,
             deadline,
             quiesce_until: clock::after(now, quiesce),
+            handshakes_until: clock::after(now, HANDSHAKE.min(quiesce)),
             empty_since: None,
             outcome: None,
         }
@@ -196,15 +204,15 @@ impl Machine {
         if now >= self.deadline {
             return self.end(Outcome::LeaseOver(self.phase));
         }
-        match (self.phase, event) {
-            (Phase::Quiesce, Event::Queues { empty: true }) => {
+        if let (Phase::Quiesce, Event::Queues { accepted, settled }) = (self.phase, event) {
+            if accepted && (settled || now >= self.handshakes_until) {
                 let since = *self.empty_since.get_or_insert(now);
                 if clock::between(since, now) >= SETTLE {
                     return self.start();
                 }
+            } else {
+                self.empty_since = None;
             }
-            (Phase::Quiesce, Event::Queues { empty: false }) => self.empty_since = None,
-            _ => {}
         }
         if self.phase == Phase::Quiesce && now >= self.quiesce_until {
             return self.start();
@@ -247,8 +255,12 @@ mod tests {
         BootTime(ms * MS)
     }
 
+    fn queues(accepted: bool, settled: bool) -> Event {
+        Event::Queues { accepted, settled }
+    }
+
     fn quiet(machine: &mut Machine) {
-        let empty = Event::Queues { empty: true };
+        let empty = queues(true, true);
         assert_eq!(machine.on(empty, at(0)), []);
         assert_eq!(machine.on(empty, at(1)), []);
         assert_eq!(machine.on(empty, at(2)), [Action::Start]);
@@ -270,8 +282,8 @@ mod tests {
     fn queues_must_stay_empty() {
         let mut machine = machine();
         for ms in 0..20 {
-            let queues = Event::Queues { empty: ms % 2 != 0 };
-            assert_eq!(machine.on(queues, at(ms)), [], "{ms}");
+            let busy = queues(ms % 4 != 0, ms % 4 != 2);
+            assert_eq!(machine.on(busy, at(ms)), [], "{ms}");
         }
         assert_eq!(machine.phase(), Phase::Quiesce);
     }
@@ -279,9 +291,17 @@ mod tests {
     #[test]
     fn queues_that_never_empty_are_bounded() {
         let mut machine = machine();
-        let busy = Event::Queues { empty: false };
+        let busy = queues(false, true);
         assert_eq!(machine.on(busy, at(99)), []);
         assert_eq!(machine.on(busy, at(100)), [Action::Start]);
+    }
+
+    #[test]
+    fn a_handshake_that_never_ends_is_bounded_sooner() {
+        let mut machine = Machine::new(at(0), at(9_000), Duration::from_secs(1));
+        assert_eq!(machine.on(queues(true, false), at(199)), []);
+        assert_eq!(machine.on(queues(true, false), at(200)), []);
+        assert_eq!(machine.on(queues(true, false), at(202)), [Action::Start]);
     }
 
     #[test]
@@ -318,7 +338,7 @@ mod tests {
 
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
-            any::<bool>().prop_map(|empty| Event::Queues { empty }),
+            any::<(bool, bool)>().prop_map(|(accepted, settled)| queues(accepted, settled)),
             (0..3_u8).prop_map(|code| Event::Ended(CommandEnd::Code(code))),
             Just(Event::Ended(CommandEnd::Signal(9))),
             Just(Event::Healthy),

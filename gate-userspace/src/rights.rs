@@ -6,15 +6,18 @@ const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: (u32, &str) = (39, "CAP_BPF");
 
-/// Checks the effective capabilities: `CAP_BPF` (or `CAP_SYS_ADMIN`, which includes it) and
-/// `CAP_NET_ADMIN`.
+/// Checks that this is root, who must own the pin folder, with the effective capabilities
+/// `CAP_BPF` (or `CAP_SYS_ADMIN`, which includes it) and `CAP_NET_ADMIN`.
 ///
 /// # Errors
 /// [`Error::Rights`] with what is missing.
 pub fn check() -> Result<()> {
     let path = "/proc/self/status";
     let status = std::fs::read_to_string(path).map_err(Error::call("read", path))?;
-    let missing = missing(effective(&status));
+    let mut missing = missing(effective(&status));
+    if !nix::unistd::geteuid().is_root() {
+        missing.insert(0, "user root");
+    }
     if missing.is_empty() {
         return Ok(());
     }

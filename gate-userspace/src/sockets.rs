@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, Timer};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::endpoint::Endpoint;
@@ -22,19 +22,24 @@ pub struct Pending {
     pub half_open: usize,
 }
 
-impl Pending {
-    /// Whether nothing would be lost if the listeners closed now.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.queued == 0 && self.half_open == 0
-    }
+/// How many sockets listen at an endpoint, in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn listeners(endpoint: Endpoint) -> io::Result<usize> {
+    Ok(look(&[endpoint], &StateFlags::LISTEN)?.listeners)
 }
 
-/// What waits at these endpoints, in the calling thread's network namespace.
+/// What waits at these endpoints, in the calling thread's network namespace. A half-open
+/// request whose SYN-ACK was sent again is not counted: its client is gone, or far away.
 ///
 /// # Errors
 /// The kernel's.
 pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
+    look(endpoints, &(StateFlags::LISTEN | StateFlags::SYN_RECV))
+}
+
+fn look(endpoints: &[Endpoint], states: &StateFlags) -> io::Result<Pending> {
     let mut pending = Pending::default();
     // A v4 client of a dual-stack listener shows under AF_INET6, so both are asked for.
     for family in [AF_INET, AF_INET6] {
@@ -42,7 +47,7 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN | StateFlags::SYN_RECV,
+            states: states.clone(),
             socket_id: match family {
                 AF_INET => SocketId::new_v4(),
                 _ => SocketId::new_v6(),
@@ -63,7 +68,7 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
             if header.state == TCP_LISTEN {
                 pending.listeners += 1;
                 pending.queued += header.recv_queue;
-            } else {
+            } else if !matches!(header.timer, Some(Timer::Retransmit(_, 1..))) {
                 pending.half_open += 1;
             }
         }
@@ -74,8 +79,11 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
 /// Whether a socket bound to `address` and `port` gets connections to `endpoint`.
 fn covers(endpoint: Endpoint, address: IpAddr, port: u16) -> bool {
     let address = address.to_canonical();
-    endpoint.port == port
-        && (address.is_unspecified() || endpoint.address.is_none_or(|endpoint| endpoint == address))
+    let covers_address = |wanted: IpAddr| match address {
+        IpAddr::V4(v4) if v4.is_unspecified() => wanted.is_ipv4(),
+        _ => address.is_unspecified() || address == wanted,
+    };
+    endpoint.port == port && endpoint.address.is_none_or(covers_address)
 }
 
 #[cfg(test)]
@@ -93,6 +101,8 @@ mod tests {
             ("10.0.0.5:80", "::", 80, true),
             ("10.0.0.5:80", "10.0.0.5", 81, false),
             ("10.0.0.5:80", "10.0.0.6", 80, false),
+            ("[fd00::5]:80", "0.0.0.0", 80, false),
+            ("[fd00::5]:80", "::", 80, true),
             ("*:80", "10.0.0.6", 80, true),
             ("*:80", "::1", 80, true),
             ("*:80", "::1", 8080, false),

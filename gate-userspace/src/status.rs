@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use gate_common::abi::{Counter, GateStats};
-use gate_common::flow::GateId;
+use gate_common::abi::{Counter, GateStats, HeldSyn};
+use gate_common::flow::{FlowKey, GateId};
 use gate_common::state::{BootTime, Effective, Mode};
 
 use crate::clock;
@@ -63,6 +63,7 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
     }
     let tables = Tables::open(pins)?;
     let now = clock::now();
+    let held = tables.held()?;
     let mut gates = Vec::new();
     for (endpoint, gate) in tables.endpoints()? {
         let word = tables.state(gate)?;
@@ -78,7 +79,11 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
             mode,
             expired: state == Effective::Expired,
             lease,
-            waiting: waiting(&tables, &[gate], now)?,
+            // What is left of a hold that ended by its lease waits for nothing.
+            waiting: match state {
+                Effective::Closed(_) => of_gates(&held, &[gate], now),
+                Effective::Open | Effective::Expired => Waiting::default(),
+            },
             stats: tables.stats(gate)?,
         });
     }
@@ -95,13 +100,17 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
 /// # Errors
 /// Those of the map.
 pub fn waiting(tables: &Tables, gates: &[GateId], now: BootTime) -> Result<Waiting> {
+    Ok(of_gates(&tables.held()?, gates, now))
+}
+
+fn of_gates(held: &[(FlowKey, HeldSyn)], gates: &[GateId], now: BootTime) -> Waiting {
     let mut waiting = Waiting::default();
-    for (_, syn) in tables.held()? {
+    for (_, syn) in held {
         if gates.contains(&syn.gate) {
             waiting.held += 1;
             let waited = clock::between(BootTime(syn.arrived), now);
             waiting.longest = waiting.longest.max(waited);
         }
     }
-    Ok(waiting)
+    waiting
 }

@@ -41,7 +41,7 @@ pub struct Tables {
     held_max: u32,
 }
 
-fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &str) -> Result<T> {
+pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &str) -> Result<T> {
     T::try_from(map).map_err(Error::aya(format!("map {name}")))
 }
 
@@ -187,12 +187,41 @@ impl Tables {
         if closed(word) {
             return Ok(());
         }
+        self.disarm_if_open(now)
+    }
+
+    fn disarm_if_open(&mut self, now: BootTime) -> Result<()> {
         for gate in self.endpoints()?.into_values().collect::<BTreeSet<_>>() {
-            if closed(self.state(gate)?) {
+            if matches!(self.state(gate)?.at(|| now), Effective::Closed(_)) {
                 return Ok(());
             }
         }
         self.set_armed(false)
+    }
+
+    /// Clears up after leases that ran out and processes that died: forgets what gates hold
+    /// that hold no more, whose clients have retransmitted or gone, and disarms the data path
+    /// where no gate is closed.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn settle(&mut self, lock: &Lock, now: BootTime) -> Result<()> {
+        let mut holding = BTreeSet::new();
+        for gate in self.endpoints()?.into_values() {
+            if self.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
+                holding.insert(gate);
+            }
+        }
+        self.forget(lock, |gate| !holding.contains(&gate))?;
+        self.disarm_if_open(now)
+    }
+
+    /// Whether these are the maps that are pinned now, and not those of an earlier `gate up`.
+    #[must_use]
+    pub fn are_current(&self, pins: &Pins) -> bool {
+        let id = |info: Result<MapInfo, MapError>| info.ok().map(|info| info.id());
+        let own = id(self.gates.map().info());
+        own.is_some() && own == id(MapInfo::from_pin(pins.map("GATES")))
     }
 
     /// Closes a gate. What it held before goes on being held only where it goes on holding:
@@ -232,11 +261,31 @@ impl Tables {
             .map_err(Error::aya("store the armed flag"))
     }
 
-    /// Finds the endpoint's gate, or makes one, open.
+    /// Finds the gates of these endpoints, or makes them, open.
     ///
     /// # Errors
     /// [`Error::Full`], and those of the maps.
-    pub fn define(&mut self, lock: &Lock, endpoint: Endpoint, now: BootTime) -> Result<GateId> {
+    pub fn define_all(
+        &mut self,
+        lock: &Lock,
+        endpoints: &BTreeSet<Endpoint>,
+        now: BootTime,
+    ) -> Result<Vec<(Endpoint, GateId)>> {
+        let mut gates = Vec::new();
+        for endpoint in endpoints {
+            gates.push((*endpoint, self.define(lock, *endpoint, endpoints, now)?));
+        }
+        Ok(gates)
+    }
+
+    /// Finds the endpoint's gate, or makes one, perhaps in the place of another than `kept`.
+    fn define(
+        &mut self,
+        lock: &Lock,
+        endpoint: Endpoint,
+        kept: &BTreeSet<Endpoint>,
+        now: BootTime,
+    ) -> Result<GateId> {
         if let Some(gate) = self.gate_of(endpoint)? {
             // Whoever entered it may have died before the index was written.
             self.index(endpoint.port, None)?;
@@ -247,7 +296,7 @@ impl Tables {
         let free = (1..MAX_GATES).find(|slot| !used.contains(slot));
         let gate = match free {
             Some(slot) => GateId(slot),
-            None => self.retire(lock, &endpoints, now)?,
+            None => self.retire(lock, &endpoints, kept, now)?,
         };
         let zero = PerCpuValues::try_from(vec![
             GateStats::default();
@@ -276,12 +325,15 @@ impl Tables {
     /// Takes the slot of a gate that is open and forgets its endpoint.
     fn retire(
         &mut self,
-        _lock: &Lock,
+        lock: &Lock,
         endpoints: &BTreeMap<Endpoint, GateId>,
+        kept: &BTreeSet<Endpoint>,
         now: BootTime,
     ) -> Result<GateId> {
         for (endpoint, gate) in endpoints {
-            if self.state(*gate)?.at(|| now) == Effective::Open {
+            let is_open = !matches!(self.state(*gate)?.at(|| now), Effective::Closed(_));
+            if is_open && !kept.contains(endpoint) {
+                self.discard(lock, &BTreeSet::from([*gate]))?;
                 // The index first: it must never lead to a slot that another endpoint has.
                 self.index(endpoint.port, Some(*endpoint))?;
                 self.endpoints
@@ -317,11 +369,15 @@ impl Tables {
     ///
     /// # Errors
     /// Those of the maps.
-    pub fn discard(&mut self, _lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
+    pub fn discard(&mut self, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
+        self.forget(lock, |gate| gates.contains(&gate))
+    }
+
+    fn forget(&mut self, _lock: &Lock, which: impl Fn(GateId) -> bool) -> Result<()> {
         let held: Vec<FlowKey> = self
             .held()?
             .into_iter()
-            .filter(|(_, syn)| gates.contains(&syn.gate))
+            .filter(|(_, syn)| which(syn.gate))
             .map(|(flow, _)| flow)
             .collect();
         sys::delete_all(self.held.map().fd().as_fd(), &held)
@@ -329,7 +385,7 @@ impl Tables {
         let released: Vec<AttemptKey> = self
             .released()?
             .into_iter()
-            .filter(|(_, gate)| gates.contains(gate))
+            .filter(|(_, gate)| which(*gate))
             .map(|(attempt, _)| attempt)
             .collect();
         sys::delete_all(self.released.map().fd().as_fd(), &released)

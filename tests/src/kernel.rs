@@ -145,7 +145,7 @@ impl Pure {
             Verdict::Pass => (Action::Pass, Vec::new()),
             Verdict::PassCounted(gate, counter) => (Action::Pass, vec![(gate, counter)]),
             Verdict::PassExpired(gate) => {
-                if self.held.contains_key(&syn.attempt.flow) {
+                if self.isns.get(&syn.attempt.flow) == Some(&syn.attempt.isn) {
                     self.setup.released.push(syn.attempt);
                 }
                 (Action::Pass, vec![(gate, Counter::Expired)])

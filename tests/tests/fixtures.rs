@@ -666,6 +666,10 @@ fn a_retransmission_after_the_lease_is_not_followed_by_the_held_copy() -> Result
     let other = with(|s| s.source_port = 1);
     assert_eq!(kernel.judge(&other)?.counted, [(GATE, Counter::Expired)]);
     assert_eq!(kernel.released()?.len(), 1);
+    // Nor does another connection from the same port.
+    let reused = with(|s| s.isn += 1);
+    assert_eq!(kernel.judge(&reused)?.counted, [(GATE, Counter::Expired)]);
+    assert_eq!(kernel.released()?.len(), 1);
     Ok(())
 }
 

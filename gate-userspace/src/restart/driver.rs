@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::datapath;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::health::{Check, Checker};
-use crate::pins::{Pins, RestartLock};
+use crate::pins::{Lock, Pins, RestartLock};
 use crate::release::{Released, Replayer, release};
 use crate::sockets;
 use crate::status::{Waiting, waiting};
@@ -36,6 +36,9 @@ use crate::tables::Tables;
 /// Between two looks at the queues, and between a failed check and the next. Either costs
 /// some 50 µs, so this is 5 % of a core for as long as the backend is away.
 const POLL: Duration = Duration::from_millis(1);
+
+/// Between a failed command check and the next: a fork costs more than a connection.
+const EXEC_POLL: Duration = Duration::from_millis(20);
 
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
@@ -85,6 +88,8 @@ pub trait Progress {
     fn checking(&mut self, elapsed: Duration, checks: &[Check]);
     /// Some time has passed.
     fn moment(&mut self, moment: &Moment);
+    /// Whether anyone looks at the moments; they cost a look at all that is held.
+    fn is_live(&self) -> bool;
     /// Something that the operator should know.
     fn note(&mut self, text: &str);
 }
@@ -108,6 +113,8 @@ pub struct Summary {
     pub last_failure: Option<String>,
     /// Endpoints whose gate another command had changed, and which were left as they were.
     pub taken_over: Vec<Endpoint>,
+    /// Why opening failed, where it did; the lease opens then.
+    pub open_failure: Option<String>,
 }
 
 /// A gate as this restart closed it.
@@ -125,16 +132,15 @@ struct Held {
 /// and then the lease opens the gate.
 pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> Result<Summary> {
     let program = find(&request.command)?;
-    datapath::check_attached(pins)?;
-    // All that opening needs is there before anything closes.
-    let mut replayer = Replayer::load(pins)?;
-    let mut tables = Tables::open(pins)?;
     let mut signals = Signals::new()?;
-
-    let closed_at = clock::now();
-    let deadline = clock::after(closed_at, request.max_hold);
-    let held = close(pins, &mut tables, &request.endpoints, deadline)?;
-    let before = counts(&tables, &held)?;
+    let Closing {
+        mut tables,
+        mut replayer,
+        held,
+        closed_at,
+        deadline,
+        before,
+    } = close(pins, &request.endpoints, request.max_hold)?;
     progress.closed(&request.endpoints, request.max_hold);
 
     let gates: Vec<GateId> = held.iter().map(|held| held.gate).collect();
@@ -154,12 +160,16 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
             signal = signals.next() => Event::Signal(signal),
             end = ended(&mut child) => Event::Ended(end),
             () = healthy(&mut checks) => Event::Healthy,
-            _ = queues.tick(), if machine.phase() == Phase::Quiesce => Event::Queues {
-                empty: sockets::pending(&request.endpoints)
-                    .is_ok_and(|pending| pending.is_empty()),
-            },
+            _ = queues.tick(), if machine.phase() == Phase::Quiesce => {
+                // A kernel that can't tell (no inet_diag) is taken to have nothing.
+                let pending = sockets::pending(&request.endpoints).unwrap_or_default();
+                Event::Queues {
+                    accepted: pending.queued == 0,
+                    settled: pending.half_open == 0,
+                }
+            }
             () = sleep(left) => Event::Tick,
-            _ = refresh.tick() => {
+            _ = refresh.tick(), if progress.is_live() => {
                 let now = clock::now();
                 progress.moment(&Moment {
                     elapsed: clock::between(closed_at, now),
@@ -178,7 +188,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
                     match spawn(&program, &request) {
                         Ok(spawned) => child = Some(spawned),
                         Err(error) => {
-                            open(pins, &mut tables, &mut replayer, &held)?;
+                            open(pins, &mut tables, &mut replayer, &held, deadline).await;
                             return Err(error);
                         }
                     }
@@ -187,13 +197,15 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
                     let list = effective_checks(&request);
                     progress.checking(clock::between(closed_at, clock::now()), &list);
                     checks = Some(watch(
-                        request.endpoints.clone(),
+                        must_listen(&request),
                         list,
                         request.checker.clone(),
                         last_failure.clone(),
                     ));
                 }
-                Action::Open => opened = open(pins, &mut tables, &mut replayer, &held)?,
+                Action::Open => {
+                    opened = open(pins, &mut tables, &mut replayer, &held, deadline).await;
+                }
                 Action::Stop => {
                     if let Some(child) = &mut child {
                         progress.note("stopping the command");
@@ -203,77 +215,139 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
             }
         }
     }
-    let after = counts(&tables, &held)?;
+    let after = counts(&tables, &held).unwrap_or(before);
     let lost = |counter: Counter| {
         let index = counter as usize;
         after.counts[index].saturating_sub(before.counts[index])
     };
     Ok(Summary {
         outcome: machine.outcome().unwrap_or(Outcome::Healthy),
-        closed_for: clock::between(closed_at, opened.released.opened_at),
+        closed_for: clock::between(closed_at, opened.at),
         released: opened.released,
         overflowed: lost(Counter::Overflowed),
         uncaptured: lost(Counter::Uncaptured),
         last_failure: last_failure.get(),
         taken_over: opened.taken_over,
+        open_failure: opened.failure.map(|error| error.to_string()),
         endpoints: request.endpoints,
     })
 }
 
-/// Closes the gates of all endpoints, or none.
-fn close(
-    pins: &Pins,
-    tables: &mut Tables,
-    endpoints: &[Endpoint],
+/// What [`close`] did, and all that opening will need.
+struct Closing {
+    tables: Tables,
+    replayer: Replayer,
+    held: Vec<Held>,
+    closed_at: BootTime,
     deadline: BootTime,
-) -> Result<Vec<Held>> {
+    before: GateStats,
+}
+
+/// Closes the gates of all endpoints, or none.
+fn close(pins: &Pins, endpoints: &[Endpoint], max_hold: Duration) -> Result<Closing> {
     let lock = pins.lock()?;
-    let word = StateWord::closed(Closed::Hold, deadline);
-    let mut held = Vec::new();
-    for endpoint in endpoints.iter().copied().collect::<BTreeSet<_>>() {
-        let gate = tables.define(&lock, endpoint, clock::now())?;
+    datapath::check_attached(pins)?;
+    let mut tables = Tables::open(pins)?;
+    let replayer = Replayer::load(pins, &lock)?;
+    tables.settle(&lock, clock::now())?;
+    let endpoints: BTreeSet<Endpoint> = endpoints.iter().copied().collect();
+    let gates = tables.define_all(&lock, &endpoints, clock::now())?;
+    let mut claims = Vec::new();
+    for (endpoint, gate) in gates {
         let Some(claim) = pins.claim_restart(&lock, gate)? else {
             return Err(Error::RestartUnderWay { endpoint });
         };
-        held.push(Held {
+        claims.push((endpoint, gate, claim));
+    }
+    let closed_at = clock::now();
+    let deadline = clock::after(closed_at, max_hold);
+    let word = StateWord::closed(Closed::Hold, deadline);
+    let held: Vec<Held> = claims
+        .into_iter()
+        .map(|(endpoint, gate, claim)| Held {
             endpoint,
             gate,
             word,
             _claim: claim,
-        });
-    }
+        })
+        .collect();
+    let before = counts(&tables, &held)?;
     for held in &held {
         tables.close(&lock, held.gate, word, clock::now())?;
     }
-    Ok(held)
+    Ok(Closing {
+        tables,
+        replayer,
+        held,
+        closed_at,
+        deadline,
+        before,
+    })
 }
 
 /// What [`open`] did.
 #[derive(Default)]
 struct Opened {
+    at: BootTime,
     released: Released,
     taken_over: Vec<Endpoint>,
+    failure: Option<Error>,
 }
 
-/// Opens the gates that are still as this restart closed them.
-fn open(
+/// Opens the gates that are still as this restart closed them. Tries for as long as the lease
+/// runs, and for at least a second; after that the gates are open anyway.
+async fn open(
     pins: &Pins,
     tables: &mut Tables,
     replayer: &mut Replayer,
     held: &[Held],
-) -> Result<Opened> {
-    let lock = pins.lock()?;
-    let mut gates = BTreeSet::new();
+    deadline: BootTime,
+) -> Opened {
+    let until = deadline.max(clock::after(clock::now(), Duration::from_secs(1)));
     let mut opened = Opened::default();
+    loop {
+        let result = match pins.try_lock() {
+            Ok(Some(lock)) => open_locked(pins, &lock, tables, replayer, held, &mut opened),
+            Ok(None) if clock::now() < until => {
+                sleep(POLL).await;
+                continue;
+            }
+            Ok(None) => pins.lock().map(drop),
+            Err(Error::NotUp) => {
+                // A `gate down` opened them.
+                opened.taken_over = held.iter().map(|held| held.endpoint).collect();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        opened.failure = result.err();
+        opened.at = match opened.released.opened_at {
+            BootTime(0) => clock::now(),
+            at => at,
+        };
+        return opened;
+    }
+}
+
+fn open_locked(
+    pins: &Pins,
+    lock: &Lock,
+    tables: &mut Tables,
+    replayer: &mut Replayer,
+    held: &[Held],
+    opened: &mut Opened,
+) -> Result<()> {
+    let current = tables.are_current(pins);
+    let mut gates = BTreeSet::new();
     for held in held {
-        if tables.state(held.gate)? == held.word {
+        if current && tables.state(held.gate)? == held.word {
             gates.insert(held.gate);
         } else {
             opened.taken_over.push(held.endpoint);
         }
     }
-    opened.released = release(&lock, tables, replayer, &gates)?;
-    Ok(opened)
+    opened.released = release(lock, tables, replayer, &gates)?;
+    Ok(())
 }
 
 /// The counters of these gates, summed.
@@ -305,10 +379,23 @@ fn find(command: &[OsString]) -> Result<PathBuf> {
         };
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|candidate| executable(candidate).is_ok())
-        .ok_or_else(|| Error::NoCommand { command: shown() })
+    let mut refused = None;
+    for candidate in std::env::split_paths(&path).map(|folder| folder.join(name)) {
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                refused.get_or_insert(error);
+            }
+            Err(_) => {}
+        }
+    }
+    Err(match refused {
+        Some(cause) => Error::NotExecutable {
+            command: shown(),
+            cause,
+        },
+        None => Error::NoCommand { command: shown() },
+    })
 }
 
 fn executable(path: &Path) -> io::Result<()> {
@@ -321,7 +408,7 @@ fn executable(path: &Path) -> io::Result<()> {
 /// Starts the command in a process group of its own, so that it can be stopped whole and a
 /// Ctrl-C reaches gate first.
 fn spawn(program: &Path, request: &Request) -> Result<Child> {
-    let refused = |cause| Error::NotExecutable {
+    let refused = |cause| Error::NotStarted {
         command: program.display().to_string(),
         cause,
     };
@@ -367,6 +454,8 @@ async fn stop(child: &mut Child) {
     let group = Pid::from_raw(group);
     // An error means that the group is gone, which is what is wanted.
     let _gone = killpg(group, Signal::SIGTERM);
+    // It may have been stopped for reading the terminal, and would not see the signal.
+    let _gone = killpg(group, Signal::SIGCONT);
     if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
         let _gone = killpg(group, Signal::SIGKILL);
         let _status = child.wait().await;
@@ -407,41 +496,50 @@ fn watch(
     last: LastFailure,
 ) -> Checks {
     Box::pin(async move {
-        for endpoint in endpoints.into_iter().filter(|endpoint| is_local(*endpoint)) {
-            while sockets::pending(&[endpoint]).is_ok_and(|pending| pending.listeners == 0) {
+        for endpoint in endpoints {
+            while sockets::listeners(endpoint).is_ok_and(|listeners| listeners == 0) {
                 last.set(format!("nothing listens on {endpoint}"));
                 sleep(POLL).await;
             }
         }
         for check in checks {
+            let pause = match check {
+                Check::Exec(_) => EXEC_POLL,
+                Check::Tcp(_) | Check::Http(_) => POLL,
+            };
             while let Err(failure) = checker.run(&check).await {
                 last.set(format!("{check}: {failure}"));
-                sleep(POLL).await;
+                sleep(pause).await;
             }
         }
     })
 }
 
-/// Whether the endpoint's listener must be in this network namespace.
-fn is_local(endpoint: Endpoint) -> bool {
-    endpoint
-        .address
-        .is_none_or(|address| match TcpListener::bind((address, 0)) {
+/// The endpoints whose listener must be in this network namespace: those with an address of
+/// this host. A wildcard may stand for hosts behind this one, so it counts only where there is
+/// nothing else to check.
+fn must_listen(request: &Request) -> Vec<Endpoint> {
+    let is_local = |endpoint: &Endpoint| match endpoint.address {
+        None => request.checks.is_empty(),
+        Some(address) => match TcpListener::bind((address, 0)) {
             Ok(_) => true,
             Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-        })
+        },
+    };
+    let endpoints = request.endpoints.iter();
+    endpoints.copied().filter(is_local).collect()
 }
 
-/// The checks that were asked for, or a connection to each endpoint.
+/// The checks that were asked for, or a connection to each endpoint with an address.
 fn effective_checks(request: &Request) -> Vec<Check> {
     if !request.checks.is_empty() {
         return request.checks.clone();
     }
     let target = |endpoint: &Endpoint| {
-        let address = endpoint.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        Check::Tcp(SocketAddr::new(address, endpoint.port).to_string())
+        let target = SocketAddr::new(endpoint.address?, endpoint.port);
+        Some(Check::Tcp(target.to_string()))
     };
-    request.endpoints.iter().map(target).collect()
+    request.endpoints.iter().filter_map(target).collect()
 }
 
 /// The signals that end a restart.
