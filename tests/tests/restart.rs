@@ -946,3 +946,17 @@ fn gates_are_counted_and_named_once_however_often_they_are_closed() {
     let names: BTreeSet<String> = gates.iter().map(|g| g.endpoint.to_string()).collect();
     assert_eq!((gates.len(), names.len()), (2, 2), "{names:?}");
 }
+
+#[test]
+fn under_nohup_a_hangup_changes_nothing() {
+    let (topology, _service) = up_with_service();
+    let mut command = Command::new("nohup");
+    command
+        .arg(gate_tests::exe::gate().unwrap())
+        .args(["restart", ENDPOINT, "--", "sleep", "1.5"]);
+    let restart = topology.spawn(Side::Server, &mut command).unwrap();
+    wait_until("the command runs", || running(&topology, "sleep 1.5") == 1);
+    restart.signal(Signal::SIGHUP).unwrap();
+    let output = restart.wait(LIMIT).unwrap();
+    assert_eq!(output.code(), 0, "{output}");
+}

@@ -74,7 +74,12 @@ fn live(filters: &[String], variables: &[(&str, PathBuf)]) -> Result<Tally> {
         Ok(Root::Already) => {}
         Ok(Root::Sudo) => {
             let triple = cargo::host()?.replace(['-', '.'], "_").to_uppercase();
-            test.env(format!("CARGO_TARGET_{triple}_RUNNER"), "sudo -E");
+            // Through `env`, because sudo may be set to keep no variable, -E or not.
+            let variables = variables
+                .iter()
+                .map(|(name, value)| format!(" {name}={}", value.display()));
+            let runner = format!("sudo -E env{}", variables.collect::<String>());
+            test.env(format!("CARGO_TARGET_{triple}_RUNNER"), runner);
         }
         Err(error) => {
             eprintln!("The live tests (package gate-tests) did not run: {error:#}.");
