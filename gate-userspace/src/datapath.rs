@@ -145,8 +145,7 @@ fn up_locked(
             Err(error) => {
                 let fresh = done.iter().filter(|upped| !upped.already);
                 for path in fresh.map(|upped| pins.link(upped.interface.index)) {
-                    std::fs::remove_file(&path)
-                        .map_err(Error::call("remove", path.display().to_string()))?;
+                    pins::remove_link(&path)?;
                 }
                 return Err(error);
             }
@@ -169,8 +168,8 @@ fn choose(hook: HookChoice, interface: &Interface) -> Result<XdpMode> {
     Ok(match hook {
         HookChoice::Native => XdpMode::Native,
         HookChoice::Generic => XdpMode::Generic,
-        // Native XDP on veth switches off its peer's segmentation offload, and can't send a
-        // RST to a peer without NAPI.
+        // Native XDP on veth switches off its peer's segmentation offload, and a RST that it
+        // sends reaches only a peer that has an XDP program itself.
         HookChoice::Auto if interface.is_veth => XdpMode::Generic,
         HookChoice::Auto => XdpMode::Native,
     })

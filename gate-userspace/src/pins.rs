@@ -11,6 +11,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -271,7 +273,7 @@ impl Pins {
     /// Those of the file system.
     pub fn clear(&self, _lock: &Lock) -> Result<()> {
         // Links first, so that no program is attached whose maps nobody can reach.
-        remove(&self.links())?;
+        remove_links(&self.links())?;
         remove(&self.folder())?;
         remove(&self.building())
     }
@@ -281,9 +283,10 @@ impl Pins {
     /// # Errors
     /// Those of the file system.
     pub fn remove_other_versions(&self, _lock: &Lock) -> Result<()> {
-        self.of_other_versions()
-            .iter()
-            .try_for_each(|folder| remove(folder))
+        self.of_other_versions().iter().try_for_each(|folder| {
+            remove_links(&folder.join("links"))?;
+            remove(folder)
+        })
     }
 
     /// Removes this namespace's pins, which detaches what they attach, and the folders
@@ -340,6 +343,26 @@ fn is_at(file: &File, path: &Path) -> bool {
         (Ok(file), Ok(path)) => (file.dev(), file.ino()) == (path.dev(), path.ino()),
         _ => false,
     }
+}
+
+/// Detaches the links in a folder and removes it.
+fn remove_links(folder: &Path) -> Result<()> {
+    entries(folder)
+        .iter()
+        .try_for_each(|path| remove_link(path))?;
+    remove(folder)
+}
+
+/// Detaches a pinned link and removes its pin.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_link(path: &Path) -> Result<()> {
+    if let Ok(link) = sys::open_pin(path) {
+        // An error means that its interface is gone.
+        let _gone = sys::detach_link(link.as_fd());
+    }
+    remove(path)
 }
 
 /// What came of [`try_flock`].

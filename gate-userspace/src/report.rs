@@ -75,7 +75,7 @@ pub fn up(done: &[Upped]) -> String {
                 " (a veth: native XDP would switch off its peer's offloads)"
             }
             (false, true, _) => {
-                " (a veth: its peer loses its offloads, and gets no resets unless it has GRO on)"
+                " (a veth: its peer loses its offloads, and gets no resets without XDP of its own)"
             }
             (false, false, _) => "",
         };

@@ -219,8 +219,8 @@ impl Topology {
         })
     }
 
-    /// Switches GRO on at `side`'s interface, and with it NAPI. A veth drops what the other side
-    /// sends by `XDP_TX` until its own NAPI runs.
+    /// Switches GRO on at `side`'s interface, and with it NAPI. What the other side sends by
+    /// `XDP_TX` needs both that and an XDP program at `side`.
     pub fn enable_gro(&self, side: Side) -> Result<()> {
         self.run(side, || ethtool::enable_gro(INTERFACE))
     }

@@ -46,6 +46,9 @@ const REFRESH: Duration = Duration::from_millis(100);
 /// How long the queues may keep the command waiting.
 const QUIESCE: Duration = Duration::from_secs(1);
 
+/// Between two looks at a command that is being stopped.
+const STOP_POLL: Duration = Duration::from_millis(10);
+
 /// What a stopped command gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -416,6 +419,9 @@ fn spawn(program: &Path, request: &Request) -> Result<Child> {
     command
         .args(request.command.iter().skip(1))
         .process_group(0);
+    if let Some(name) = request.command.first() {
+        command.arg0(name);
+    }
     if io::stdin().is_terminal() {
         // A background group that reads the terminal would be stopped, and hang.
         command.stdin(Stdio::null());
@@ -456,10 +462,31 @@ async fn stop(child: &mut Child) {
     let _gone = killpg(group, Signal::SIGTERM);
     // It may have been stopped for reading the terminal, and would not see the signal.
     let _gone = killpg(group, Signal::SIGCONT);
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-        let _gone = killpg(group, Signal::SIGKILL);
-        let _status = child.wait().await;
+    // The leader is reaped last, so that nobody else can get the group's number.
+    let until = clock::after(clock::now(), GRACE);
+    while clock::now() < until && lives(group) {
+        sleep(STOP_POLL).await;
     }
+    let _gone = killpg(group, Signal::SIGKILL);
+    let _status = child.wait().await;
+}
+
+/// Whether a process of the group still runs. One that waits to be reaped doesn't.
+fn lives(group: Pid) -> bool {
+    let runs = |stat: String| {
+        // Behind the name, which is in brackets and may hold anything: state, parent, group.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?;
+        let same = fields.nth(1)?.parse() == Ok(group.as_raw());
+        (same && !matches!(state, "Z" | "X")).then_some(())
+    };
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return killpg(group, None).is_ok();
+    };
+    processes
+        .filter_map(|process| std::fs::read_to_string(process.ok()?.path().join("stat")).ok())
+        .any(|stat| runs(stat).is_some())
 }
 
 /// Why the last check failed, told from the checks to the live line.
