@@ -7,6 +7,7 @@ use gate_common::state::BootTime;
 
 use crate::clock;
 
+mod command;
 pub mod driver;
 
 /// How the restart's command ended.
