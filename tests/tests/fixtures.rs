@@ -1,6 +1,8 @@
 //! Frames that the pure function and the kernel must judge alike: the action, the frame that is
 //! sent back or held, and which counters moved (all others must stand still).
 
+use std::time::Duration;
+
 use anyhow::Result;
 use gate_common::abi::Counter;
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, Port};
@@ -670,6 +672,30 @@ fn a_retransmission_after_the_lease_is_not_followed_by_the_held_copy() -> Result
     let reused = with(|s| s.isn += 1);
     assert_eq!(kernel.judge(&reused)?.counted, [(GATE, Counter::Expired)]);
     assert_eq!(kernel.released()?.len(), 1);
+    Ok(())
+}
+
+/// No SYN is dropped later than 10 ms after the lease, and none passes before it ends. The times are
+/// taken on the side of the call where a busy machine can't make them wrong.
+#[test]
+fn a_lease_ends_on_time() -> Result<()> {
+    let mut kernel = Kernel::load()?;
+    let frame = Spec::default().build();
+    for _ in 0..5 {
+        let deadline = clock::after(clock::now(), Duration::from_millis(30));
+        let mut setup = setup(Closed::Drop);
+        setup.words = vec![(GATE, StateWord::closed(Closed::Drop, deadline))];
+        kernel.set(&setup)?;
+        loop {
+            let before = clock::now();
+            let passed = kernel.judge(&frame)?.action == Action::Pass;
+            if passed {
+                assert!(clock::now() >= deadline);
+                break;
+            }
+            assert!(clock::between(deadline, before) < Duration::from_millis(10));
+        }
+    }
     Ok(())
 }
 
