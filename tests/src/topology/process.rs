@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
 use nix::unistd::Pid;
 
 use super::lock;
@@ -37,6 +37,11 @@ impl Process {
         let name = describe(command);
         // Files in memory, not pipes: a daemon that keeps one open holds up nobody.
         let (stdout, stderr) = (memory("stdout")?, memory("stderr")?);
+        // SAFETY: sigaction(2) is async-signal-safe, and the closure does nothing else.
+        unsafe {
+            // Tests that run under nohup must not hand that on.
+            command.pre_exec(|| Ok(signal(Signal::SIGHUP, SigHandler::SigDfl).map(drop)?));
+        }
         let child = command
             .stdin(Stdio::null())
             .stdout(stdout.try_clone().context("dup stdout")?)
