@@ -5,7 +5,7 @@ use crate::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;
@@ -19,6 +19,15 @@ pub const DEFAULT_HELD: u32 = 16_384;
 /// Longest frame that is kept, in bytes: Ethernet, two VLAN tags, IPv6 with some
 /// extensions, and a full TCP header.
 pub const FRAME_LEN: usize = 256;
+
+/// Bytes of a VLAN tag (IEEE 802.1Q).
+pub const TAG_LEN: usize = 4;
+
+/// Longest frame that is captured: it has room for a tag that came beside the frame.
+pub const CAPTURE_LEN: usize = FRAME_LEN - TAG_LEN;
+
+/// Health checks whose connection is being made, at most; more push out the oldest.
+pub const MAX_CHECKS: u32 = 1024;
 
 /// Frames that one injection call takes: well under what a CPU's backlog takes
 /// (`net.core.netdev_max_backlog`, 1,000 by default), which fills during the call.
@@ -34,14 +43,57 @@ pub struct HeldSyn {
     pub refreshed: u64,
     /// The gate that holds it.
     pub gate: GateId,
-    /// The interface that it came in on.
+    /// The interface that it came in on, or was to go out on.
     pub ifindex: u32,
     /// Bytes of `frame` in use.
     pub len: u32,
     /// The SYN's sequence number.
     pub isn: Isn,
-    /// The frame, from the Ethernet header on, without trailing padding.
+    /// Which way it was going.
+    pub direction: u32,
+    /// The packet's mark, as firewalls and routing rules set and read it.
+    pub mark: u32,
+    /// The packet's priority, as queues read it.
+    pub priority: u32,
+    /// The VLAN tag that came beside the frame: EtherType in the upper half, TCI in the lower;
+    /// 0 for none.
+    pub tag: u32,
+    /// The frame, from the Ethernet header on (made up where the interface has none), without
+    /// trailing padding.
     pub frame: [u8; FRAME_LEN],
+}
+
+/// Which way a packet goes through an interface; `direction` of [`HeldSyn`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// It comes in.
+    Ingress = 0,
+    /// It goes out.
+    Egress = 1,
+}
+
+impl Direction {
+    /// The direction of that number; ingress for one that is none.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Egress,
+            _ => Self::Ingress,
+        }
+    }
+}
+
+/// How a frame goes back; `way` of [`ReplayFrame`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// It comes in on the interface once more.
+    In = 0,
+    /// It goes out on the interface once more.
+    Out = 1,
+    /// User space sends it, and the program only claims the attempt.
+    Claim = 2,
 }
 
 /// A frame to inject; value of `REPLAY`.
@@ -52,8 +104,14 @@ pub struct ReplayFrame {
     pub attempt: AttemptKey,
     /// The gate that held it.
     pub gate: GateId,
-    /// The interface that it came in on.
+    /// The interface of `way`.
     pub ifindex: u32,
+    /// A [`Way`].
+    pub way: u32,
+    /// The packet's mark.
+    pub mark: u32,
+    /// The packet's priority.
+    pub priority: u32,
     /// Bytes of `frame` in use: even, from 60 to [`FRAME_LEN`].
     pub len: u32,
     /// The frame, checksums complete.
@@ -98,11 +156,13 @@ pub enum Counter {
     Released = 9,
     /// Frame passed that claims to be TCP over IP, but can't be parsed (slot 0 only).
     Unparsed = 10,
+    /// SYN of a health check of the gate's own passed, though the gate is closed.
+    Checked = 11,
 }
 
 impl Counter {
     /// All of them, with the names that `gate status --json` uses.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::Passed, "passed"),
         (Self::Expired, "expired"),
         (Self::Held, "held"),
@@ -114,6 +174,7 @@ impl Counter {
         (Self::Replayed, "replayed"),
         (Self::Released, "released"),
         (Self::Unparsed, "unparsed"),
+        (Self::Checked, "checked"),
     ];
 }
 
@@ -132,8 +193,8 @@ const _: () = {
     assert!(size_of::<PortEntry>() == 4);
     assert!(size_of::<StateWord>() == 8);
     assert!(size_of::<GateId>() == 4);
-    assert!(size_of::<HeldSyn>() == 32 + FRAME_LEN);
-    assert!(size_of::<ReplayFrame>() == 56 + FRAME_LEN);
+    assert!(size_of::<HeldSyn>() == 48 + FRAME_LEN);
+    assert!(size_of::<ReplayFrame>() == 68 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
     assert!(size_of::<Cursor>() == 12);
 };

@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071), and what to do with that of a held SYN.
 
-use crate::parse::{Family, Located};
+use crate::parse::{Family, Located, Syn};
 
 /// Adds `bytes` as big-endian 16-bit words to a running sum; an odd last byte is padded
 /// with zero.
@@ -33,6 +33,23 @@ pub const fn fold(sum: u32) -> u16 {
 #[must_use]
 pub fn pseudo_header(source: &[u8], destination: &[u8], len: u16) -> u32 {
     add(add(0, source), destination) + 6 + u32::from(len)
+}
+
+/// Whether `field` is what a SYN's checksum field holds while the checksum is partial.
+#[inline(always)]
+#[must_use]
+pub fn is_partial(syn: &Syn, field: [u8; 2]) -> bool {
+    let flow = &syn.attempt.flow;
+    let len = (syn.end - syn.at.transport) as u16;
+    let pseudo = match syn.at.family {
+        Family::V4 => pseudo_header(
+            &flow.source.v4_octets(),
+            &flow.endpoint.address.v4_octets(),
+            len,
+        ),
+        Family::V6 => pseudo_header(&flow.source.octets(), &flow.endpoint.address.octets(), len),
+    };
+    fold(pseudo) == u16::from_be_bytes(field)
 }
 
 /// What [`complete`] found.

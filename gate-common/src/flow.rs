@@ -32,6 +32,13 @@ impl Address {
         ])
     }
 
+    /// The octets as four words, as they lie in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> [u32; 4] {
+        self.0
+    }
+
     /// The last four octets: the IPv4 address of a v4-mapped one.
     #[inline(always)]
     #[must_use]

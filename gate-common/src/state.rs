@@ -4,7 +4,7 @@
 //! | bits | meaning |
 //! |---|---|
 //! | 0–7 | [`Mode`] |
-//! | 8–15 | flags, zero for now |
+//! | 8–15 | flags: bit 8, the gate's own health checks pass |
 //! | 16–63 | the lease's deadline, in ticks of 1,024 ns since boot (over nine years) |
 
 /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`, `bpf_ktime_get_boot_ns`,
@@ -83,6 +83,7 @@ pub enum Effective {
     Closed(Closed),
 }
 
+const CHECKS_PASS: u64 = 1 << 8;
 const DEADLINE_SHIFT: u32 = 16;
 const TICK_SHIFT: u32 = 10;
 
@@ -105,6 +106,19 @@ impl StateWord {
             .div_ceil(1 << TICK_SHIFT)
             .min(u64::MAX >> DEADLINE_SHIFT);
         Self(ticks << DEADLINE_SHIFT | u64::from(Mode::from(mode) as u8))
+    }
+
+    /// The same word, but what is in the `CHECKS` map passes while the gate is closed.
+    #[must_use]
+    pub const fn with_checks(self) -> Self {
+        Self(self.0 | CHECKS_PASS)
+    }
+
+    /// Whether the gate's own health checks pass.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lets_checks_pass(self) -> bool {
+        self.0 & CHECKS_PASS != 0
     }
 
     /// The stored mode, whatever became of the lease.

@@ -9,8 +9,12 @@
               value"
 )]
 
+mod frame;
+mod hook;
 mod maps;
 mod replay;
+mod routes;
+mod tc;
 mod xdp;
 
 use aya_ebpf::macros::{classifier, xdp};
@@ -20,6 +24,18 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 #[xdp]
 pub fn gate_xdp(ctx: XdpContext) -> u32 {
     xdp::judge(&ctx)
+}
+
+/// Judges the SYNs that come in on any interface.
+#[classifier]
+pub fn gate_tc_ingress(ctx: TcContext) -> i32 {
+    tc::judge::<false>(&ctx)
+}
+
+/// Judges the SYNs that go out.
+#[classifier]
+pub fn gate_tc_egress(ctx: TcContext) -> i32 {
+    tc::judge::<true>(&ctx)
 }
 
 /// Injects one held SYN a run. Never attached, only run by `BPF_PROG_TEST_RUN`.

@@ -3,19 +3,29 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use gate_common::abi::{
-    Counter, Cursor, DEFAULT_HELD, GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES, REPLAY_BATCH,
-    ReplayFrame,
+    Counter, Cursor, DEFAULT_HELD, GateStats, HeldSyn, MAX_CHECKS, MAX_ENDPOINTS, MAX_GATES,
+    REPLAY_BATCH, ReplayFrame,
 };
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
+use gate_common::parse::Syn;
+use gate_common::reset::V6_LEN;
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
+
+use crate::hook::Hook;
+use crate::routes;
 
 /// Not zero while any gate is closed. A global, which a program reads without a look-up; it is
 /// the whole of the `.bss` map, which user space pins under this name.
 #[unsafe(no_mangle)]
 static mut ARMED: u64 = 0;
+
+/// Not zero for programs on interfaces whose frames have no Ethernet header (tun, WireGuard, GRE).
+/// A constant to the verifier.
+#[unsafe(no_mangle)]
+static LAYER3: u32 = 0;
 
 /// The state words.
 #[map]
@@ -38,6 +48,10 @@ pub static HELD: HashMap<FlowKey, HeldSyn> = HashMap::with_max_entries(DEFAULT_H
 /// Entered with `BPF_NOEXIST`, so exactly one can.
 #[map]
 static RELEASED: HashMap<AttemptKey, GateId> = HashMap::with_max_entries(DEFAULT_HELD, 0);
+
+/// The connections of health checks that are being made.
+#[map]
+static CHECKS: LruHashMap<FlowKey, GateId> = LruHashMap::with_max_entries(MAX_CHECKS, 0);
 
 /// Counters.
 #[map]
@@ -82,6 +96,14 @@ pub fn is_armed() -> bool {
     unsafe { (&raw const ARMED).read_volatile() != 0 }
 }
 
+/// Whether the frames begin with the IP header.
+#[inline(always)]
+pub fn has_no_ethernet() -> bool {
+    // SAFETY: nobody writes it once the program is loaded; volatile, because the compiler must
+    // not take the value that it has here for the one that it is loaded with.
+    unsafe { (&raw const LAYER3).read_volatile() != 0 }
+}
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(gate: GateId, counter: Counter) {
@@ -96,6 +118,15 @@ pub fn count(gate: GateId, counter: Counter) {
 #[inline(always)]
 pub fn scratch() -> Option<*mut HeldSyn> {
     SCRATCH.get_ptr_mut(0)
+}
+
+/// Room on this CPU to put a RST together, which is too large for the stack.
+#[inline(always)]
+pub fn reset_room() -> Option<&'static mut [u8; V6_LEN]> {
+    let room = scratch()?;
+    // SAFETY: the pointer is to this CPU's own scratch value, which only this run uses, and it
+    // uses either a `HeldSyn` or this.
+    unsafe { (*room).frame.first_chunk_mut() }
 }
 
 /// What came of [`claim`].
@@ -127,10 +158,15 @@ pub fn unclaim(attempt: &AttemptKey) {
     let _removed = RELEASED.remove(attempt);
 }
 
-/// The kernel's maps and clock.
-pub struct Kernel;
+/// The kernel's maps and clock, and its routes as a hook sees them.
+pub struct Kernel<'a, H>(pub &'a H);
 
-impl Tables for Kernel {
+impl<H: Hook> Tables for Kernel<'_, H> {
+    #[inline(always)]
+    fn is_for_this_host(&self, syn: &Syn) -> bool {
+        routes::is_for_this_host(self.0, syn)
+    }
+
     #[inline(always)]
     fn port(&self, port: Port) -> PortEntry {
         match PORTS.get_ptr(u32::from(port.number())) {
@@ -159,6 +195,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn is_check(&self, flow: &FlowKey) -> bool {
+        CHECKS.get_ptr(flow).is_some()
+    }
+
+    #[inline(always)]
     fn is_released(&self, attempt: &AttemptKey) -> bool {
         RELEASED.get_ptr(attempt).is_some()
     }
@@ -170,7 +211,7 @@ impl Tables for Kernel {
         let Some(clock) = CLOCK.get_ptr_mut(0) else {
             return exact_now();
         };
-        // SAFETY: the helper has no preconditions (Linux 5.5), and the pointer is to this
+        // SAFETY: the helper has no preconditions (Linux 5.6), and the pointer is to this
         // CPU's own value.
         unsafe {
             let jiffy = bpf_jiffies64();

@@ -1,16 +1,16 @@
 //! Injection of held SYNs: one `BPF_PROG_TEST_RUN` call runs this program once a frame, and
-//! each run puts the next frame of `REPLAY` into the stack.
+//! each run puts the next frame of `REPLAY` back where it was taken from.
 
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_OK};
 use aya_ebpf::check_bounds_signed;
 use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use gate_common::abi::{Counter, Cursor, FRAME_LEN, ReplayFrame};
+use gate_common::abi::{Counter, Cursor, FRAME_LEN, ReplayFrame, Way};
 
 use crate::maps::{CURSOR, Claim, REPLAY, claim, count, unclaim};
 
 /// Turns the run's packet into the next held SYN and lets a copy of it come in on its
-/// interface. What can't be taken (the CPU's backlog is full, the interface is gone) blocks
+/// interface, or go out. What can't be taken (the CPU's backlog is full, the interface is gone) blocks
 /// the cursor, for user space to look at.
 #[inline(always)]
 pub fn next(ctx: &TcContext) -> i32 {
@@ -33,7 +33,7 @@ fn step(ctx: &TcContext, cursor: &mut Cursor) {
     // SAFETY: the pointer is to a map value that nobody writes during the call.
     let replay = unsafe { &*replay };
     match claim(&replay.attempt, replay.gate) {
-        Claim::Won if inject(ctx, replay) => {
+        Claim::Won if replay.way == Way::Claim as u32 || inject(ctx, replay) => {
             cursor.injected += 1;
             count(replay.gate, Counter::Released);
         }
@@ -63,8 +63,14 @@ fn inject(ctx: &TcContext, replay: &ReplayFrame) -> bool {
         bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) == 0
             && bpf_skb_store_bytes(ctx.skb.skb, 0, replay.frame.as_ptr().cast(), len as u32, 0) == 0
     };
-    built
-        && ctx
-            .clone_redirect(replay.ifindex, u64::from(BPF_F_INGRESS))
-            .is_ok()
+    let flags = match replay.way == Way::Out as u32 {
+        true => 0,
+        false => u64::from(BPF_F_INGRESS),
+    };
+    // SAFETY: the context is this run's own.
+    unsafe {
+        (*ctx.skb.skb).mark = replay.mark;
+        (*ctx.skb.skb).priority = replay.priority;
+    }
+    built && ctx.clone_redirect(replay.ifindex, flags).is_ok()
 }

@@ -8,15 +8,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gate_common::state::{Closed, Effective, StateWord};
-use gate_userspace::datapath::{self, HookChoice, UpOptions};
+use gate_userspace::datapath::{self, UpOptions};
+use gate_userspace::doctor;
 use gate_userspace::endpoint::Endpoint;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::health::{Check, Checker, Statuses};
+use gate_userspace::hooks::HookChoice;
 use gate_userspace::pins::Pins;
 use gate_userspace::release::{Replayer, release};
 use gate_userspace::restart::driver;
 use gate_userspace::tables::Tables;
-use gate_userspace::{clock, report, rights, status};
+use gate_userspace::{clock, reach, report, rights, status};
 use serde_json::{Value, json};
 
 use crate::log;
@@ -72,17 +74,22 @@ enum Command {
     /// Show the attachments, the gates, and what they hold.
     Status,
     /// Hold new connections, run a command, wait until the backend is healthy, release.
+    ///
+    /// Where nothing is attached, it attaches by TC to every interface over which the endpoint can be
+    /// reached, and detaches when it ends.
     Restart(Restart),
     /// Follow the data path's debug log (`gate up --debug`).
     Log,
+    /// Tell whether gate works on this host, what it would attach to, and what degrades.
+    Doctor,
 }
 
 #[derive(Debug, Args)]
 struct Up {
-    /// The interfaces over which the clients' connections come in.
+    /// The interfaces over which the clients' connections come in, or go out to the backend.
     #[arg(required = true, value_name = "INTERFACE")]
     interfaces: Vec<String>,
-    /// Where to attach: auto is xdp, but xdp-generic on a veth.
+    /// Where to attach; what is asked for by name is taken, or refused.
     #[arg(long, value_enum, default_value_t = Hook::Auto)]
     hook: Hook,
     /// Room for that many held SYNs, about 0.5 KiB each [default: 16384].
@@ -95,9 +102,18 @@ struct Up {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Hook {
+    /// What costs nothing there: xdp on a NIC, tc elsewhere
     Auto,
+    /// In the NIC's driver, for what comes in
     Xdp,
+    /// XDP in the stack: slow, and asked for by name only
     XdpGeneric,
+    /// TC both ways
+    Tc,
+    /// TC for what comes in
+    TcIngress,
+    /// TC for what goes out, as to a backend on another host
+    TcEgress,
 }
 
 impl From<Hook> for HookChoice {
@@ -106,13 +122,16 @@ impl From<Hook> for HookChoice {
             Hook::Auto => Self::Auto,
             Hook::Xdp => Self::Native,
             Hook::XdpGeneric => Self::Generic,
+            Hook::Tc => Self::Tc,
+            Hook::TcIngress => Self::TcIngress,
+            Hook::TcEgress => Self::TcEgress,
         }
     }
 }
 
 #[derive(Debug, Args)]
 struct Close {
-    /// What to close: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for any address.
+    /// What to close: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for any address of this host.
     #[arg(required = true, value_name = "ENDPOINT")]
     endpoints: Vec<Endpoint>,
     /// The lease, after which the gate opens by itself.
@@ -135,7 +154,7 @@ struct Open {
 The gate also opens when the command fails, when --max-hold is over (the command is stopped then:
 SIGTERM to its process group, SIGKILL 5 s later), and on SIGINT, SIGTERM and SIGHUP.")]
 struct Restart {
-    /// What to hold: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for any address.
+    /// What to hold: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for any address of this host.
     #[arg(required = true, value_name = "ENDPOINT")]
     endpoints: Vec<Endpoint>,
     /// What must succeed before the gate opens: http://HOST/PATH, https://HOST/PATH,
@@ -227,6 +246,10 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 impl Command {
     fn run(self, json: bool) -> anyhow::Result<Answer> {
+        if matches!(self, Self::Doctor) {
+            // Without rights it says which are missing.
+            return Ok(doctor()?);
+        }
         rights::check()?;
         let pins = Pins::here()?;
         let answer = match self {
@@ -251,9 +274,20 @@ impl Command {
             }
             Self::Restart(args) => restart(&pins, args, json)?,
             Self::Log => log::follow(&pins, json)?,
+            Self::Doctor => doctor()?,
         };
         Ok(answer)
     }
+}
+
+fn doctor() -> Result<Answer, Error> {
+    let findings = doctor::examine()?;
+    Ok(Answer {
+        text: doctor::words(&findings),
+        fields: doctor::json(&findings),
+        code: findings.verdict().exit_code(),
+        complaint: None,
+    })
 }
 
 fn up(pins: &Pins, args: &Up) -> Result<Answer, Error> {
@@ -268,7 +302,7 @@ fn up(pins: &Pins, args: &Up) -> Result<Answer, Error> {
 
 fn close(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     let lock = pins.lock()?;
-    datapath::check_attached(pins)?;
+    let notes = reach::check(&args.endpoints, &datapath::live(pins)?)?;
     let mut tables = Tables::open(pins)?;
     if mode == Closed::Hold {
         // Holding what can't be released would be worse than dropping it.
@@ -283,10 +317,13 @@ fn close(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     }
     let name = gate_common::state::Mode::from(mode).name();
     let lease = humantime::format_duration(args.lease);
-    let text = endpoints
+    let mut text: String = endpoints
         .iter()
         .map(|endpoint| format!("{endpoint}: {name} for {lease}\n"))
         .collect();
+    for note in &notes {
+        text += &format!("{note}\n");
+    }
     let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     Ok(Answer::done(
         text,
@@ -294,6 +331,7 @@ fn close(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
             "endpoints": shown,
             "mode": name,
             "lease_ms": report::millis(args.lease),
+            "notes": notes,
         }),
     ))
 }

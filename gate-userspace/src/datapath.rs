@@ -1,62 +1,22 @@
-//! Loads the data path and attaches it.
+//! Attaches the data path, and takes it away again.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
 
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp, loaded_programs};
-use aya::{Ebpf, EbpfLoader};
-use gate_common::abi::DEFAULT_HELD;
 use gate_common::state::{Closed, Effective};
-use nix::sys::utsname::uname;
 
+use crate::attach::{self, Attachment, By};
 use crate::clock;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::interfaces::{self, Interface, XdpMode};
+use crate::features;
+use crate::hooks::{self, Hook, HookChoice, Slot};
+use crate::interfaces::{self, Interface};
+use crate::object::Programs;
 use crate::pins::{self, Lock, Pins};
+use crate::reach;
 use crate::release::{Replayer, release};
-use crate::sys;
-use crate::tables::{ARMED, MAPS, Tables};
-
-/// The BPF object, as build.rs compiled it.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
-
-/// The map of the object's globals, of which there is one: the armed flag.
-const GLOBALS: &str = ".bss";
-
-/// Where a program is to be attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HookChoice {
-    /// Native XDP, but generic on veth.
-    Auto,
-    /// Native XDP.
-    Native,
-    /// Generic XDP.
-    Generic,
-}
-
-/// An attachment, as it really is.
-#[derive(Clone, Debug)]
-pub struct Attachment {
-    /// The interface's index.
-    pub ifindex: u32,
-    /// Its name; none once it is gone.
-    pub interface: Option<String>,
-    /// The mode; none once it is gone.
-    pub mode: Option<XdpMode>,
-}
-
-impl fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Native => "xdp",
-            Self::Generic => "xdp-generic",
-            Self::Offloaded => "xdp-offloaded",
-        })
-    }
-}
+use crate::tables::Tables;
 
 /// How [`up`] attaches.
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +29,24 @@ pub struct UpOptions {
     pub debug: bool,
 }
 
+/// How long attachments are to stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    UntilDown,
+    UntilRestartsEnd,
+}
+
 /// What [`up`] did about one interface.
 #[derive(Clone, Debug)]
 pub struct Upped {
     /// The interface.
     pub interface: Interface,
-    /// The mode that it is attached in.
-    pub mode: XdpMode,
-    /// Whether it was attached before.
+    /// Its hooks, and how each is attached.
+    pub hooks: Vec<(Hook, By)>,
+    /// Whether all of them were attached before.
     pub already: bool,
+    /// Why they are not what one would expect.
+    pub reason: Option<String>,
 }
 
 /// Attaches the data path to interfaces: to all of them, or to none.
@@ -85,362 +54,289 @@ pub struct Upped {
 /// # Errors
 /// Anything that is in the way; nothing is changed then.
 pub fn up(pins: &Pins, names: &[String], options: UpOptions) -> Result<Vec<Upped>> {
+    let interfaces = interfaces::list()?;
     let mut targets = Vec::new();
     for name in names.iter().collect::<BTreeSet<_>>() {
-        let interface = interfaces::by_name(name)?;
-        let mode = choose(options.hook, &interface)?;
-        targets.push((interface, mode));
+        let interface = interfaces::named(&interfaces, name)?;
+        // What can't be is told before anything is touched.
+        hooks::plan(options.hook, interface, &interfaces, None)?;
+        targets.push((interface.clone(), options.hook));
     }
     let lock = pins.lock_or_create()?;
-    let was_up = pins.exist();
-    let outcome = pins
-        .check_version()
-        .and_then(|()| up_locked(pins, &lock, targets, options));
-    if outcome.is_err() && !was_up {
-        pins.remove(lock)?;
+    let upped = up_locked(pins, &lock, &targets, options);
+    match upped {
+        Ok(upped) => {
+            // Whoever asks for it by name wants it to stay.
+            pins::remove(&pins.temporary())?;
+            Ok(upped)
+        }
+        Err((error, was_up)) => {
+            if !was_up {
+                pins.remove(lock)?;
+            }
+            Err(error)
+        }
     }
-    outcome
 }
 
-fn up_locked(
+/// As [`up`], under the lock. A failure comes with whether anything was pinned before.
+pub(crate) fn up_locked(
     pins: &Pins,
     lock: &Lock,
-    targets: Vec<(Interface, XdpMode)>,
+    targets: &[(Interface, HookChoice)],
     options: UpOptions,
+) -> Result<Vec<Upped>, (Error, bool)> {
+    let was_up = pins.exist();
+    pins.check_version()
+        .and_then(|()| attach_all(pins, lock, targets, options, Stay::UntilDown))
+        .map_err(|error| (error, was_up))
+}
+
+fn attach_all(
+    pins: &Pins,
+    lock: &Lock,
+    targets: &[(Interface, HookChoice)],
+    options: UpOptions,
+    stay: Stay,
 ) -> Result<Vec<Upped>> {
-    let held = options.held.unwrap_or(DEFAULT_HELD);
-    let debug = options.debug;
-    let before = attachments(pins)?;
-    if !before.is_empty()
-        && before
-            .iter()
-            .all(|attachment| attachment.interface.is_none())
-    {
-        // All its interfaces are gone, or it was another namespace with the same number: what
-        // is held there has no way back.
-        pins.clear(lock)?;
+    features::require()?;
+    let (before, lost) = repair(pins, lock)?;
+    let mut programs = Programs::load(pins, lock, options)?;
+    if stay == Stay::UntilRestartsEnd {
+        // Before the first link: whoever dies here leaves nothing that looks as if it were to stay.
+        pins::make_folder(&pins.temporary())?;
     }
-    let mut ebpf = if pins.exist() {
-        let tables = Tables::open(pins)?;
-        let actual = tables.held_max();
-        match options.held {
-            Some(asked) if asked != actual => return Err(Error::OtherSize { actual, asked }),
-            _ => {
-                let armed = tables.is_armed()?;
-                load(&pins.folder(), actual, Purpose::Attach { armed, debug })?
-            }
-        }
-    } else {
-        let purpose = Purpose::Attach {
-            armed: false,
-            debug,
-        };
-        pins.create(lock, |folder| load(folder, held, purpose))?
-    };
-    let program = load_xdp(&mut ebpf)?;
-    let mut done = Vec::new();
-    for (interface, mode) in targets {
-        match attach(pins, program, &interface, mode, options.hook) {
-            Ok(attached) => done.push(attached),
+    let qdiscs = pins::entries(&pins.qdiscs());
+    let interfaces = interfaces::list()?;
+    let mut done: Vec<Upped> = Vec::new();
+    let mut fresh = Vec::new();
+    for (interface, choice) in targets {
+        let of_interface = before
+            .iter()
+            .filter(|attachment| attachment.ifindex == interface.index);
+        let there: Vec<&Attachment> = of_interface.collect();
+        let attached = attach_one(
+            pins,
+            &mut programs,
+            (interface, &interfaces),
+            *choice,
+            (&there, &lost),
+            &mut fresh,
+        );
+        match attached {
+            Ok(upped) => done.push(upped),
             Err(error) => {
-                let fresh = done.iter().filter(|upped| !upped.already);
-                for path in fresh.map(|upped| pins.link(upped.interface.index)) {
-                    pins::remove_link(&path)?;
+                // The first failure counts.
+                for path in fresh {
+                    let _second = attach::detach(&path);
                 }
+                let _second = attach::remove_qdiscs(pins, &qdiscs);
                 return Err(error);
             }
         }
     }
     // Nothing can be in the way any more: the programs that were there follow.
-    for upped in done.iter().filter(|upped| upped.already) {
-        update(pins, program, &upped.interface)?;
+    for (interface, _) in targets {
+        let there = before
+            .iter()
+            .filter(|attachment| attachment.ifindex == interface.index);
+        for attachment in there {
+            let program = programs.get(attachment.slot, interface.layer)?;
+            attach::update(attachment, program)?;
+        }
     }
     Ok(done)
 }
 
-/// The mode for an interface.
-fn choose(hook: HookChoice, interface: &Interface) -> Result<XdpMode> {
-    if interface.is_loopback {
-        return Err(Error::Loopback {
-            name: interface.name.clone(),
-        });
-    }
-    Ok(match hook {
-        HookChoice::Native => XdpMode::Native,
-        HookChoice::Generic => XdpMode::Generic,
-        // Native XDP on veth switches off its peer's segmentation offload, and a RST that it
-        // sends reaches only a peer that has an XDP program itself.
-        HookChoice::Auto if interface.is_veth => XdpMode::Generic,
-        HookChoice::Auto => XdpMode::Native,
-    })
-}
-
-/// What the object is loaded for.
-#[derive(Clone, Copy)]
-enum Purpose {
-    /// To be attached, with the debug log or without. Only under the lock.
-    Attach { armed: bool, debug: bool },
-    /// To inject.
-    Replay,
-}
-
-/// Loads the object with its pinned maps in `folder`, where those that are there are
-/// reused.
-fn load(folder: &Path, held: u32, purpose: Purpose) -> Result<Ebpf> {
-    let (armed, level) = match purpose {
-        Purpose::Attach { armed, debug: true } => (armed, log::Level::Debug as u8),
-        Purpose::Attach {
-            armed,
-            debug: false,
-        } => (armed, 0),
-        Purpose::Replay => (false, 0),
-    };
-    let armed = u64::from(armed);
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global(aya_log::LEVEL, &level, true)
-        // Loading writes the globals anew, also into a map that was pinned before.
-        .override_global(ARMED, &armed, true)
-        .map_max_entries("HELD", held)
-        .map_max_entries("RELEASED", held);
-    let paths: Vec<_> = MAPS
-        .iter()
-        .map(|(name, _, _)| (*name, folder.join(name)))
-        // Injecting needs no armed flag, and without the lock it must not be written.
-        .filter(|(name, _)| *name != ARMED || !matches!(purpose, Purpose::Replay))
-        .collect();
-    for (name, path) in &paths {
-        let map = if *name == ARMED { GLOBALS } else { name };
-        loader.map_pin_path(map, path.as_path());
-    }
-    let ebpf = loader.load(OBJECT).map_err(load_error)?;
-    for (_, path) in &paths {
-        restrict(path)?;
-    }
-    Ok(ebpf)
-}
-
-fn load_error(error: aya::EbpfError) -> Error {
-    match rights_lost(&error) {
-        true => Error::Rights {
-            missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
-        },
-        false => Error::aya("load the data path")(error),
-    }
-}
-
-fn rights_lost(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return io.raw_os_error() == Some(libc::EPERM);
-        }
-        next = error.source();
-    }
-    false
-}
-
-/// A pin that others can open lets them write the map.
-fn restrict(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(Error::call("chmod", path.display().to_string()))
-}
-
-/// Loads the replay program with the pinned maps, private to this process.
-pub(crate) fn load_replay(pins: &Pins, held: u32) -> Result<Ebpf> {
-    let mut ebpf = load(&pins.folder(), held, Purpose::Replay)?;
-    let replay: &mut SchedClassifier = program(&mut ebpf, "gate_replay")?;
-    loaded("gate_replay", replay.load())?;
-    Ok(ebpf)
-}
-
-/// Loads the program that is attached.
-fn load_xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    let program: &mut Xdp = program(ebpf, "gate_xdp")?;
-    loaded("gate_xdp", program.load())?;
-    Ok(program)
-}
-
-/// One of the object's programs.
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let what = format!("program {name}");
-    ebpf.program_mut(name)
-        .ok_or_else(|| Error::Aya {
-            what: what.clone(),
-            text: "it is not in the object".to_owned(),
-        })?
-        .try_into()
-        .map_err(Error::aya(what))
-}
-
-/// Tells a kernel that is too old for a program from other failures to load it.
-fn loaded(name: &str, result: Result<(), ProgramError>) -> Result<()> {
-    match result {
-        Err(ProgramError::LoadError { verifier_log, .. })
-            if verifier_log.to_string().contains("invalid func")
-                || verifier_log.to_string().contains("unknown func") =>
-        {
-            Err(kernel("bpf_xdp_load_bytes", "5.18"))
-        }
-        result => result.map_err(Error::aya(format!("load program {name}"))),
-    }
-}
-
-/// The error of a kernel without a feature.
-pub(crate) fn kernel(feature: &'static str, since: &'static str) -> Error {
-    let release = uname().map_or_else(
-        |_| "unknown".to_owned(),
-        |name| name.release().to_string_lossy().into_owned(),
-    );
-    Error::Kernel {
-        release,
-        feature,
-        since,
-    }
-}
-
-fn attach(
-    pins: &Pins,
-    program: &Xdp,
-    interface: &Interface,
-    mode: XdpMode,
-    hook: HookChoice,
-) -> Result<Upped> {
-    let fd = program.fd().map_err(Error::aya("program gate_xdp"))?;
-    let path = pins.link(interface.index);
-    if live_link(&path, interface.index)?.is_some() {
-        let actual = interface.xdp.map_or(mode, |(mode, _)| mode);
-        if hook != HookChoice::Auto && actual != mode {
-            return Err(Error::OtherHook {
-                interface: interface.name.clone(),
-                actual: actual.to_string(),
-                asked: mode.to_string(),
-            });
-        }
-        return Ok(Upped {
-            interface: interface.clone(),
-            mode: actual,
-            already: true,
-        });
-    }
-    let flags = match mode {
-        XdpMode::Native => aya_obj::generated::XDP_FLAGS_DRV_MODE,
-        XdpMode::Generic => aya_obj::generated::XDP_FLAGS_SKB_MODE,
-        XdpMode::Offloaded => aya_obj::generated::XDP_FLAGS_HW_MODE,
-    };
-    let link = sys::attach_xdp(fd.as_fd(), interface.index, flags)
-        .map_err(|error| attach_error(error, interface, mode))?;
-    sys::pin(link.as_fd(), &path).map_err(Error::call("pin", path.display().to_string()))?;
-    restrict(&path)?;
-    Ok(Upped {
-        interface: interface.clone(),
-        mode,
-        already: false,
-    })
-}
-
-/// Puts the program behind a link that was there: the same, or a newer one. The switch is
-/// atomic.
-fn update(pins: &Pins, program: &Xdp, interface: &Interface) -> Result<()> {
-    let fd = program.fd().map_err(Error::aya("program gate_xdp"))?;
-    let path = pins.link(interface.index);
-    let link = sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
-    sys::update_link(link.as_fd(), fd.as_fd())
-        .map_err(Error::call("bpf link update on", interface.name.as_str()))
-}
-
-/// The pinned link, if its interface is still there. A defunct pin is removed.
-fn live_link(path: &Path, ifindex: u32) -> Result<Option<OwnedFd>> {
-    let link = match sys::open_pin(path) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::call("open pin", path.display().to_string())(error)),
-    };
-    let info = sys::xdp_link(link.as_fd())
-        .map_err(Error::call("bpf link info of", path.display().to_string()))?;
-    if info.ifindex == ifindex {
-        return Ok(Some(link));
-    }
-    std::fs::remove_file(path).map_err(Error::call("remove", path.display().to_string()))?;
-    Ok(None)
-}
-
-fn attach_error(error: io::Error, interface: &Interface, mode: XdpMode) -> Error {
-    match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            // Asked anew: the program may have come since the interface was looked up.
-            let id = interfaces::by_name(&interface.name)
-                .ok()
-                .and_then(|interface| interface.xdp)
-                .map_or(0, |(_, id)| id);
-            Error::HookTaken {
-                interface: interface.name.clone(),
-                program: program_name(id),
-                id,
-            }
-        }
-        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM | libc::E2BIG)
-            if mode == XdpMode::Native =>
-        {
-            Error::NoNativeXdp {
-                interface: interface.name.clone(),
-                cause: error,
-            }
-        }
-        _ => Error::call("attach XDP to", interface.name.as_str())(error),
-    }
-}
-
-fn program_name(id: u32) -> String {
-    loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "without a name".to_owned())
-}
-
-/// The pinned attachments of this namespace.
+/// Attaches by TC wherever connections to these endpoints go, where nothing is attached or where
+/// an earlier restart did the same; [`detach_temporary`] takes that back. Returns what was done.
 ///
 /// # Errors
-/// Those of the kernel.
-pub fn attachments(pins: &Pins) -> Result<Vec<Attachment>> {
-    let interfaces = interfaces::list()?;
-    let mut attachments = Vec::new();
-    for path in pins::entries(&pins.links()) {
-        let link =
-            sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
-        let info = sys::xdp_link(link.as_fd())
-            .map_err(Error::call("bpf link info of", path.display().to_string()))?;
-        let pinned = path
-            .file_name()
-            .and_then(|name| name.to_str()?.parse().ok());
-        let interface = interfaces
-            .iter()
-            .find(|interface| interface.index == info.ifindex);
-        attachments.push(Attachment {
-            ifindex: pinned.unwrap_or(info.ifindex),
-            interface: interface.map(|interface| interface.name.clone()),
-            mode: interface.and_then(|interface| interface.xdp.map(|(mode, _)| mode)),
-        });
+/// Anything that is in the way; nothing is changed then.
+pub fn attach_temporarily(pins: &Pins, lock: &Lock, endpoints: &[Endpoint]) -> Result<Vec<Upped>> {
+    let is_up = attach::attachments(pins)?.iter().any(Attachment::is_live);
+    if is_up && !pins.temporary().exists() {
+        return Ok(Vec::new());
     }
-    attachments.sort_by_key(|attachment| attachment.ifindex);
-    Ok(attachments)
+    let was_up = pins.exist();
+    let was_marked = pins.temporary().exists();
+    let options = UpOptions {
+        hook: HookChoice::Tc,
+        held: None,
+        debug: false,
+    };
+    let mut tries = 0;
+    loop {
+        let targets = reach::reach(endpoints, &interfaces::list()?)?;
+        let attached = attach_all(pins, lock, &targets, options, Stay::UntilRestartsEnd);
+        let Err(error) = attached else {
+            return attached;
+        };
+        if !was_up {
+            pins.clear(lock)?;
+        } else if !was_marked {
+            pins::remove(&pins.temporary())?;
+        }
+        // Containers come and go: one that went just now is no reason to give up.
+        tries += 1;
+        if tries == TRIES || !has_vanished(&targets)? {
+            return Err(error);
+        }
+    }
 }
 
-/// Fails where nothing is attached, so that closing a gate would be a lie.
+/// How often a restart attaches anew because an interface vanished meanwhile.
+const TRIES: usize = 20;
+
+fn has_vanished(targets: &[(Interface, HookChoice)]) -> Result<bool> {
+    let all = interfaces::list()?;
+    let is_there = |target: &Interface| all.iter().any(|it| it.index == target.index);
+    Ok(!targets.iter().all(|(target, _)| is_there(target)))
+}
+
+/// Detaches what restarts attached, once none of them is under way and no gate is closed any more.
+///
+/// # Errors
+/// Those of the kernel and the file system.
+pub fn detach_temporary(pins: &Pins, lock: Lock) -> Result<()> {
+    if !pins.temporary().exists() || pins.has_restarts(&lock)? {
+        return Ok(());
+    }
+    let tables = Tables::open(pins)?;
+    let now = clock::now();
+    for gate in tables.endpoints()?.into_values() {
+        if matches!(tables.state(gate)?.at(|| now), Effective::Closed(_)) {
+            return Ok(());
+        }
+    }
+    down_locked(pins, lock).map(drop)
+}
+
+/// Removes the attachments that see nothing any more, because their interface was deleted or moved,
+/// or their program detached by others, and what is held from there: it has no way back. Returns
+/// those that are live, and those that were removed.
+fn repair(pins: &Pins, lock: &Lock) -> Result<(Vec<Attachment>, Vec<Attachment>)> {
+    if !pins.exist() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let (live, dead): (Vec<_>, Vec<_>) = attach::attachments(pins)?
+        .into_iter()
+        .partition(Attachment::is_live);
+    let is_gone = |attachment: &Attachment| attachment.interface.is_none();
+    if live.is_empty() && !dead.is_empty() && dead.iter().all(is_gone) {
+        // Or it was another namespace with the same number: its gates mean nothing here.
+        pins.clear(lock)?;
+        return Ok((live, dead));
+    }
+    attach::forget_lost_qdiscs(&pins.folder())?;
+    for attachment in &dead {
+        attach::detach(attachment.pin())?;
+    }
+    if !dead.is_empty() {
+        let live = live.iter().map(|attachment| attachment.ifindex).collect();
+        Tables::open(pins)?.forget_elsewhere(lock, &live)?;
+    }
+    Ok((live, dead))
+}
+
+/// Attaches to one interface what is not there; `fresh` gets the pins of what is new. `lost` are all
+/// attachments that were there no more.
+fn attach_one(
+    pins: &Pins,
+    programs: &mut Programs,
+    (interface, all): (&Interface, &[Interface]),
+    choice: HookChoice,
+    (there, lost): (&[&Attachment], &[Attachment]),
+    fresh: &mut Vec<PathBuf>,
+) -> Result<Upped> {
+    let mut upped = Upped {
+        interface: interface.clone(),
+        hooks: Vec::new(),
+        already: true,
+        reason: None,
+    };
+    let (mut hooks, fallback) = if choice == HookChoice::Auto && !there.is_empty() {
+        // What is there stays as it was asked for, and what others detached comes back.
+        let kept = |attachment: &&Attachment| Some((attachment.hook?, attachment.by));
+        upped.hooks = there.iter().filter_map(kept).collect();
+        let again = lost
+            .iter()
+            .filter(|attachment| attachment.ifindex == interface.index)
+            .filter_map(|attachment| match attachment.slot {
+                Slot::Xdp => None,
+                slot => Some(Hook::Tc(slot.direction())),
+            });
+        (again.collect(), None)
+    } else {
+        let own = |id: u32| there.iter().any(|attachment| attachment.program == id);
+        let foreign = interface.xdp.filter(|(_, id)| !own(*id)).map(|(_, id)| {
+            let name = attach::program_name(id);
+            format!("{name} (id {id})")
+        });
+        let plan = hooks::plan(choice, interface, all, foreign.as_deref())?;
+        upped.reason = plan.reason;
+        (VecDeque::from(plan.hooks), plan.fallback)
+    };
+    while let Some(hook) = hooks.pop_front() {
+        if let Some(kept) = already(interface, hook, there)? {
+            upped.hooks.push(kept);
+            continue;
+        }
+        let program = programs.get(hook.slot(), interface.layer)?;
+        match (attach::attach(pins, program, interface, hook), &fallback) {
+            (Ok(by), _) => {
+                upped.already = false;
+                upped.hooks.push((hook, by));
+                fresh.push(match by {
+                    By::Xdp | By::Tcx => pins.link(interface.index, hook.slot()),
+                    By::Clsact => pins.filter(interface.index, hook.slot()),
+                });
+            }
+            (Err(Error::NoNativeXdp { why, .. }), Some(fallback)) => {
+                upped.reason = Some(why);
+                hooks = fallback.iter().copied().collect();
+            }
+            (Err(Error::HookTaken { program, id, .. }), Some(fallback)) => {
+                let reason = format!("another XDP program is there, {program} (id {id})");
+                upped.reason = Some(reason);
+                hooks = fallback.iter().copied().collect();
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(upped)
+}
+
+/// The attachment that is in the hook's place already.
+///
+/// # Errors
+/// [`Error::OtherHook`] where another sees the same packets.
+fn already(interface: &Interface, hook: Hook, there: &[&Attachment]) -> Result<Option<(Hook, By)>> {
+    let same_way = there
+        .iter()
+        .find(|attachment| attachment.slot.direction() == hook.slot().direction());
+    match same_way.and_then(|attachment| Some((attachment.hook?, attachment.by))) {
+        Some((actual, by)) if actual == hook => Ok(Some((actual, by))),
+        Some((actual, _)) => Err(Error::OtherHook {
+            interface: interface.name.clone(),
+            actual: actual.to_string(),
+            asked: hook.to_string(),
+        }),
+        None => Ok(None),
+    }
+}
+
+/// What is attached and sees packets. Fails where nothing does, so that closing a gate would be a lie.
 ///
 /// # Errors
 /// [`Error::NotUp`].
-pub fn check_attached(pins: &Pins) -> Result<()> {
-    let live = attachments(pins)?
-        .iter()
-        .any(|attachment| attachment.interface.is_some());
-    if live { Ok(()) } else { Err(Error::NotUp) }
+pub fn live(pins: &Pins) -> Result<Vec<Attachment>> {
+    let mut attachments = attach::attachments(pins)?;
+    attachments.retain(Attachment::is_live);
+    match attachments.is_empty() {
+        true => Err(Error::NotUp),
+        false => Ok(attachments),
+    }
 }
 
 /// The program id behind some attachment, for reading its log.
@@ -448,14 +344,8 @@ pub fn check_attached(pins: &Pins) -> Result<()> {
 /// # Errors
 /// [`Error::NotUp`].
 pub fn program_id(pins: &Pins) -> Result<u32> {
-    for path in pins::entries(&pins.links()) {
-        let link =
-            sys::open_pin(&path).map_err(Error::call("open pin", path.display().to_string()))?;
-        if let Ok(info) = sys::xdp_link(link.as_fd()) {
-            return Ok(info.program);
-        }
-    }
-    Err(Error::NotUp)
+    let first = attach::attachments(pins)?.into_iter().next();
+    Ok(first.ok_or(Error::NotUp)?.program)
 }
 
 /// Releases what all gates hold; returns how many SYNs that were.
@@ -492,9 +382,18 @@ pub struct Downed {
 /// Those of the file system and the kernel.
 pub fn down(pins: &Pins) -> Result<Option<Downed>> {
     if !pins.leave_traces() {
-        return Ok(None);
+        let interfaces = attach::remove_all_orphans(pins)?;
+        return Ok((!interfaces.is_empty()).then_some(Downed {
+            interfaces,
+            ..Downed::default()
+        }));
     }
     let lock = pins.lock_or_create()?;
+    down_locked(pins, lock).map(Some)
+}
+
+/// As [`down`], under the lock.
+pub(crate) fn down_locked(pins: &Pins, lock: Lock) -> Result<Downed> {
     let mut downed = Downed::default();
     // Pins that this version can't read hold nothing that it could release; and whatever goes
     // wrong with a release, detaching opens every gate.
@@ -503,12 +402,16 @@ pub fn down(pins: &Pins) -> Result<Option<Downed>> {
         Err(Error::NotUp | Error::OtherAbi { .. }) => {}
         Err(error) => downed.failure = Some(error.to_string()),
     }
-    downed.interfaces = attachments(pins)
+    let attached: BTreeSet<(u32, String)> = attach::attachments(pins)
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|attachment| attachment.interface)
+        .filter(Attachment::is_live)
+        .filter_map(|attachment| Some((attachment.ifindex, attachment.interface?)))
         .collect();
+    downed.interfaces = attached.into_iter().map(|(_, name)| name).collect();
     pins.remove_other_versions(&lock)?;
+    pins.clear(&lock)?;
+    downed.interfaces.extend(attach::remove_all_orphans(pins)?);
     pins.remove(lock)?;
-    Ok(Some(downed))
+    Ok(downed)
 }

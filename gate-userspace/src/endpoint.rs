@@ -87,11 +87,16 @@ impl From<Endpoint> for EndpointKey {
     }
 }
 
+/// An address of the maps, v4-mapped ones made IPv4.
+#[must_use]
+pub fn ip(address: &Address) -> IpAddr {
+    Ipv6Addr::from(address.octets()).to_canonical()
+}
+
 impl From<EndpointKey> for Endpoint {
     fn from(key: EndpointKey) -> Self {
-        let address = IpAddr::V6(Ipv6Addr::from(key.address.octets())).to_canonical();
         Self {
-            address: Some(address).filter(|_| key.address != Address::ANY),
+            address: Some(ip(&key.address)).filter(|_| key.address != Address::ANY),
             port: key.port.number(),
         }
     }

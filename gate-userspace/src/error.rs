@@ -68,6 +68,20 @@ pub enum Error {
     /// Nothing is attached in this network namespace.
     #[error("gate is not up in this network namespace: run `gate up INTERFACE` first")]
     NotUp,
+    /// No attached hook sees an endpoint's connections.
+    #[error("no connection to {endpoint} goes by what is attached: run {remedy} first")]
+    NotCovered {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What would help.
+        remedy: String,
+    },
+    /// Nothing leads to an endpoint.
+    #[error("no route leads to {endpoint}: `ip route get` tells what the kernel knows")]
+    NoRoute {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
     /// Pins made by a version with other maps.
     #[error(
         "{path} was made by another version of gate (its maps are {found}, mine {expected}): run \
@@ -99,19 +113,20 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// XDP on loopback.
-    #[error(
-        "{name} is the loopback interface, and XDP copies every packet there: gate the interface \
-         over which the clients come instead"
-    )]
-    Loopback {
-        /// The name.
-        name: String,
+    /// An interface can't take a hook.
+    #[error("{interface} can't take that hook: {why}; {instead}")]
+    Impossible {
+        /// The interface.
+        interface: String,
+        /// Why.
+        why: &'static str,
+        /// What to do instead.
+        instead: &'static str,
     },
     /// Another program is attached.
     #[error(
         "{interface} has another XDP program, {program} (id {id}), which gate never replaces: \
-         detach it with `ip link set dev {interface} xdp off`, or ask whoever attached it"
+         `gate up {interface}` takes TC then, or detach it (`ip link set dev {interface} xdp off`)"
     )]
     HookTaken {
         /// The interface.
@@ -121,19 +136,27 @@ pub enum Error {
         /// Its id.
         id: u32,
     },
-    /// The driver can't do what was asked.
+    /// Another filter has the first place, and decides what later ones see.
     #[error(
-        "{interface}: its driver refuses native XDP ({cause}): use `gate up --hook xdp-generic \
-         {interface}`"
+        "{interface} has another {direction} filter of preference 1, which would decide what gate \
+         sees: give it a later one (`tc filter show dev {interface} {direction}`)"
     )]
+    FilterTaken {
+        /// The interface.
+        interface: String,
+        /// `ingress` or `egress`.
+        direction: &'static str,
+    },
+    /// The driver can't do what was asked.
+    #[error("{interface}: {why}: use `gate up {interface}`, which takes TC then")]
     NoNativeXdp {
         /// The interface.
         interface: String,
         /// Why.
-        cause: io::Error,
+        why: String,
     },
     /// The kernel lacks something.
-    #[error("this kernel ({release}) lacks {feature}, which needs Linux {since}: upgrade it")]
+    #[error("this kernel ({release}) lacks {feature}, which came with Linux {since}: upgrade it")]
     Kernel {
         /// The running kernel's release.
         release: String,
@@ -255,8 +278,8 @@ impl Error {
         match self {
             Self::Rights { .. } => exit::RIGHTS,
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
-            Self::NotUp => exit::STATE,
-            Self::HookTaken { .. } => exit::TAKEN,
+            Self::NotUp | Self::NotCovered { .. } => exit::STATE,
+            Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::LeaseOver { .. } => exit::LEASE,
             Self::NoCommand { .. } => exit::NOT_FOUND,
             Self::NotExecutable { .. } | Self::NotStarted { .. } => exit::NOT_EXECUTABLE,
@@ -267,7 +290,8 @@ impl Error {
             | Self::Locked { .. }
             | Self::RestartUnderWay { .. }
             | Self::UnknownInterface { .. }
-            | Self::Loopback { .. }
+            | Self::NoRoute { .. }
+            | Self::Impossible { .. }
             | Self::NoNativeXdp { .. }
             | Self::Kernel { .. }
             | Self::OtherHook { .. }

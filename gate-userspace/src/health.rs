@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,10 +17,13 @@ use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
 use tokio::process::Command;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+
+use crate::error::Error;
+use crate::tables::Checks;
 
 /// What is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +149,7 @@ pub struct Checker {
     statuses: Statuses,
     timeout: Duration,
     tls: Option<TlsConnector>,
+    passes: Option<Arc<Mutex<Checks>>>,
 }
 
 impl Checker {
@@ -172,6 +177,7 @@ impl Checker {
             statuses,
             timeout,
             tls,
+            passes: None,
         })
     }
 
@@ -182,7 +188,7 @@ impl Checker {
     pub async fn run(&self, check: &Check) -> Result<(), CheckFailure> {
         let one = async {
             match check {
-                Check::Tcp(target) => TcpStream::connect(target.as_str()).await.map(drop)?,
+                Check::Tcp(target) => self.connect(target.as_str()).await.map(drop)?,
                 Check::Http(uri) => self.http(uri).await?,
                 Check::Exec(command) => exec(command).await?,
             }
@@ -194,13 +200,48 @@ impl Checker {
         }
     }
 
+    /// Lets the checks' connections pass a closed gate.
+    pub fn pass(&mut self, checks: Checks) {
+        self.passes = Some(Arc::new(Mutex::new(checks)));
+    }
+
+    async fn connect(&self, target: impl ToSocketAddrs) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in lookup_host(target).await? {
+            match self.connect_to(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let Some(passes) = &self.passes else {
+            return TcpStream::connect(to).await;
+        };
+        let to = reached(to);
+        let socket = match to {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.bind(source(to)?)?;
+        let pass = Pass {
+            passes: Arc::clone(passes),
+            from: socket.local_addr()?,
+            to,
+        };
+        pass.enter().map_err(io::Error::other)?;
+        socket.connect(to).await
+    }
+
     async fn http(&self, uri: &Uri) -> Result<(), CheckFailure> {
         // A URL's IPv6 address has brackets, which neither look-up nor TLS knows.
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let https = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let stream = TcpStream::connect((host, port)).await?;
+        let stream = self.connect((host, port)).await?;
         let status = match &self.tls {
             Some(tls) if https => {
                 let name = ServerName::try_from(host.to_owned())
@@ -214,6 +255,53 @@ impl Checker {
             return Ok(());
         }
         Err(CheckFailure::Status(status))
+    }
+}
+
+/// The address that a connection really goes to: to the unspecified one it goes to loopback.
+fn reached(to: SocketAddr) -> SocketAddr {
+    let ip = match to.ip() {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, to.port())
+}
+
+/// The address from which this host connects to another, with any port.
+fn source(to: SocketAddr) -> io::Result<SocketAddr> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Connecting a datagram socket looks up the route and sends nothing.
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    let mut source = socket.local_addr()?;
+    source.set_port(0);
+    Ok(source)
+}
+
+/// The entry of one connection, for as long as it is being made.
+struct Pass {
+    passes: Arc<Mutex<Checks>>,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+impl Pass {
+    fn enter(&self) -> Result<(), Error> {
+        self.checks().enter(self.from, self.to)
+    }
+
+    fn checks(&self) -> MutexGuard<'_, Checks> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.checks().leave(self.from, self.to);
     }
 }
 

@@ -5,18 +5,30 @@
 //! nothing that the next one couldn't read there, so any of them may die at any
 //! instruction.
 
+pub mod attach;
 pub mod clock;
+pub mod conntrack;
 pub mod datapath;
+pub mod doctor;
+
 pub mod endpoint;
 pub mod error;
+pub mod features;
+pub mod filters;
 pub mod health;
+pub mod hooks;
 pub mod interfaces;
+pub mod netdev;
 pub mod netlink;
+pub mod object;
 pub mod pins;
+pub mod reach;
 pub mod release;
 pub mod report;
+pub mod resend;
 pub mod restart;
 pub mod rights;
+pub mod routes;
 pub mod sockets;
 pub mod status;
 pub mod sys;

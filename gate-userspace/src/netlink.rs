@@ -1,9 +1,9 @@
-//! One netlink dump: a request, and all the answers.
+//! Netlink requests, and all that the kernel answers.
 
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
@@ -20,11 +20,30 @@ pub fn dump<M>(protocol: isize, request: M) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable,
 {
+    talk(protocol, request, NLM_F_DUMP)
+}
+
+/// Sends a request that is no dump, with these `NLM_F_*` flags besides, and returns what the
+/// kernel answers before it acknowledges.
+///
+/// # Errors
+/// Those of the socket calls, and the kernel's own answer.
+pub fn ask<M>(protocol: isize, request: M, flags: u16) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    talk(protocol, request, NLM_F_ACK | flags)
+}
+
+fn talk<M>(protocol: isize, request: M, flags: u16) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = NLM_F_REQUEST | flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -44,7 +63,11 @@ where
             match message.payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                // Code 0 acknowledges.
+                NetlinkPayload::Error(error) => match error.code {
+                    None => return Ok(answers),
+                    Some(_) => return Err(error.to_io()),
+                },
                 _ => {}
             }
             rest = rest.get(len..).unwrap_or_default();

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! /sys/fs/bpf/gate/            0700, root's; flock on it is the lock
-//!   v1/                        the ABI version
+//!   v2/                        the ABI version
 //!     4026531840/              the network namespace, by inode
 //!       GATES, HELD, …         the maps
-//!       links/2                the attachment to interface 2
+//!       links/2-xdp            the link that attaches to interface 2
+//!       filters/3-tc-ingress   the program of a filter on interface 3
+//!       qdiscs/3               its clsact qdisc is gate's own
+//!       temporary              attached by a restart, which will detach
 //!       restarts/1             flock on it: gate 1 is being restarted
 //! ```
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,14 +24,22 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use crate::attach;
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::hooks::Slot;
 
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// The folder of the pinned links.
+pub const LINKS: &str = "links";
+/// The folder of the filters' programs.
+pub const FILTERS: &str = "filters";
+/// The folder of the records of qdiscs.
+pub const QDISCS: &str = "qdiscs";
+
 /// How long a command that has changed nothing yet waits for another's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two tries.
 const LOCK_POLL: Duration = Duration::from_millis(2);
@@ -105,13 +115,44 @@ impl Pins {
     /// The folder of the pinned links.
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.folder().join("links")
+        self.folder().join(LINKS)
     }
 
-    /// The pin of one interface's link.
+    /// The pin of one attachment's link.
     #[must_use]
-    pub fn link(&self, ifindex: u32) -> PathBuf {
-        self.links().join(ifindex.to_string())
+    pub fn link(&self, ifindex: u32, slot: Slot) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", slot.name()))
+    }
+
+    /// The folder of the filters' programs.
+    #[must_use]
+    pub fn filters(&self) -> PathBuf {
+        self.folder().join(FILTERS)
+    }
+
+    /// The pin of one filter's program.
+    #[must_use]
+    pub fn filter(&self, ifindex: u32, slot: Slot) -> PathBuf {
+        self.filters().join(format!("{ifindex}-{}", slot.name()))
+    }
+
+    /// The folder of the records of qdiscs.
+    #[must_use]
+    pub fn qdiscs(&self) -> PathBuf {
+        self.folder().join(QDISCS)
+    }
+
+    /// The record that an interface's qdisc is gate's own: a folder, because bpffs has no plain
+    /// files.
+    #[must_use]
+    pub fn qdisc(&self, ifindex: u32) -> PathBuf {
+        self.qdiscs().join(ifindex.to_string())
+    }
+
+    /// The mark of attachments that a restart made and will detach.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        self.folder().join("temporary")
     }
 
     /// Whether anything is pinned here.
@@ -216,7 +257,11 @@ impl Pins {
         }
     }
 
-    fn check_owner(&self) -> Result<()> {
+    /// Fails where the root folder is there, but not root's alone.
+    ///
+    /// # Errors
+    /// [`Error::ForeignFolder`].
+    pub(crate) fn check_owner(&self) -> Result<()> {
         let folder = fs::symlink_metadata(&self.root).map_err(Error::call("stat", self.root()))?;
         // Anyone may make files in bpffs (it has mode 1777), so look who made this one.
         if folder.is_dir() && folder.uid() == 0 && folder.mode() & 0o077 == 0 {
@@ -246,6 +291,19 @@ impl Pins {
         })
     }
 
+    /// Whether some restart is under way.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn has_restarts(&self, _lock: &Lock) -> Result<bool> {
+        for folder in entries(&self.folder().join("restarts")) {
+            if matches!(try_flock(&folder)?, Flocked::Busy) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes the folder with what `fill` pins into it: whole, or not at all.
     ///
     /// # Errors
@@ -255,7 +313,7 @@ impl Pins {
         let building = self.building();
         remove(&building)?;
         make_folder(&building)?;
-        make_folder(&building.join("links"))?;
+        make_folder(&building.join(LINKS))?;
         let built = fill(&building).and_then(|filled| {
             fs::rename(&building, self.folder())
                 .map_err(Error::call("rename", building.display().to_string()))?;
@@ -270,10 +328,10 @@ impl Pins {
     /// Removes this namespace's pins and what was half built.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of the kernel and the file system.
     pub fn clear(&self, _lock: &Lock) -> Result<()> {
-        // Links first, so that no program is attached whose maps nobody can reach.
-        remove_links(&self.links())?;
+        // First, so that no program is attached whose maps nobody can reach.
+        attach::detach_all(&self.folder())?;
         remove(&self.folder())?;
         remove(&self.building())
     }
@@ -281,10 +339,10 @@ impl Pins {
     /// Removes this namespace's pins of other versions, which detaches what they attach.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of the kernel and the file system.
     pub fn remove_other_versions(&self, _lock: &Lock) -> Result<()> {
         self.of_other_versions().iter().try_for_each(|folder| {
-            remove_links(&folder.join("links"))?;
+            attach::detach_all(folder)?;
             remove(folder)
         })
     }
@@ -296,13 +354,18 @@ impl Pins {
     /// Those of the file system.
     pub fn remove(&self, lock: Lock) -> Result<()> {
         self.clear(&lock)?;
+        self.remove_empty(lock);
+        Ok(())
+    }
+
+    /// Removes the folders above the namespace's as far as they are empty.
+    pub fn remove_empty(&self, lock: Lock) {
         for folder in entries(&self.root).iter().chain([&self.root]) {
             // Fails while another namespace has pins there, which is as it should be.
             let _kept = fs::remove_dir(folder);
         }
         // Only now: until here nobody else may build in these folders.
         drop(lock);
-        Ok(())
     }
 }
 
@@ -318,7 +381,10 @@ pub fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Makes a folder that only root can enter, or finds it there.
-fn make_folder(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn make_folder(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made.map_err(Error::call("mkdir", path.display().to_string())),
@@ -326,7 +392,10 @@ fn make_folder(path: &Path) -> Result<()> {
 }
 
 /// Removes a file or a folder with all that is in it, or finds it gone.
-fn remove(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -345,24 +414,21 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Detaches the links in a folder and removes it.
-fn remove_links(folder: &Path) -> Result<()> {
-    entries(folder)
-        .iter()
-        .try_for_each(|path| remove_link(path))?;
-    remove(folder)
-}
-
-/// Detaches a pinned link and removes its pin.
+/// A pin that others can open lets them write the map, or run the program.
 ///
 /// # Errors
 /// Those of the file system.
-pub fn remove_link(path: &Path) -> Result<()> {
-    if let Ok(link) = sys::open_pin(path) {
-        // An error means that its interface is gone.
-        let _gone = sys::detach_link(link.as_fd());
-    }
-    remove(path)
+pub fn restrict(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(Error::call("chmod", path.display().to_string()))
+}
+
+/// The interface and the place that the name of an attachment's pin tells.
+#[must_use]
+pub fn parse_link(path: &Path) -> Option<(u32, Slot)> {
+    let (ifindex, slot) = path.file_name()?.to_str()?.split_once('-')?;
+    let slot = Slot::ALL.into_iter().find(|known| known.name() == slot)?;
+    Some((ifindex.parse().ok()?, slot))
 }
 
 /// What came of [`try_flock`].

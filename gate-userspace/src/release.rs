@@ -3,6 +3,11 @@
 //! Order: what is held is injected while the gates are still closed, so that no newer SYN
 //! overtakes it; then the words are set to open; then sweeps, with an RCU barrier between,
 //! take what a data path that had read the old word was just putting in.
+//!
+//! A SYN goes back to where it was taken from: into the interface that it came in on, or out of
+//! the one that it was leaving by. On loopback the kernel would take it for a forged one, because
+//! the route that it came with is lost, so there user space sends it again, through the firewall,
+//! as its client would.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -12,17 +17,20 @@ use std::time::{Duration, Instant};
 use aya::Ebpf;
 use aya::maps::{Array, IterableMap as _, MapData};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use gate_common::abi::{Cursor, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame};
+use gate_common::abi::{Cursor, Direction, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame, Way};
 use gate_common::checksum;
 use gate_common::flow::{AttemptKey, FlowKey, GateId};
 use gate_common::parse::{Frame, locate};
 use gate_common::state::{BootTime, StateWord};
 
+use crate::attach;
 use crate::clock;
-use crate::datapath;
 use crate::error::{Error, Result};
-use crate::interfaces;
+use crate::interfaces::{self, LOOPBACK};
+use crate::object;
 use crate::pins::{Lock, Pins};
+use crate::resend::Resend;
+use crate::routes::Neighbours;
 use crate::sys;
 use crate::tables::{Tables, typed};
 
@@ -30,12 +38,18 @@ use crate::tables::{Tables, typed};
 /// under a flood that would never end.
 const ROUNDS: usize = 8;
 
-/// How long a release waits, in all, for a backlog that stays full though its interface is up.
+/// How long a release waits for a backlog that stays full though its interface is up.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Shortest frame that is injected, and only even lengths are: others have met kernel bugs
 /// (CVE-2022-49840, CVE-2025-21867).
 const MIN_FRAME: usize = 60;
+
+/// Bytes of the two Ethernet addresses, before the EtherType.
+const ADDRESSES: usize = 12;
+
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
 
 /// What a release did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +71,7 @@ pub struct Replayer {
     ebpf: Ebpf,
     frames: Array<MapData, ReplayFrame>,
     cursor: Array<MapData, Cursor>,
+    resend: Resend,
 }
 
 impl Replayer {
@@ -67,7 +82,11 @@ impl Replayer {
     /// [`Error::Kernel`] where the kernel lacks something, and those of loading.
     pub fn load(pins: &Pins, _lock: &Lock) -> Result<Self> {
         let held = Tables::open(pins)?.held_max();
-        let mut ebpf = datapath::load_replay(pins, held)?;
+        let mut attached = attach::attachments(pins)?.into_iter();
+        if attached.any(|attachment| attachment.ifindex == LOOPBACK) {
+            Resend::check()?;
+        }
+        let mut ebpf = object::load_replay(pins, held)?;
         let mut map = |name: &'static str| {
             ebpf.take_map(name).ok_or_else(|| Error::Aya {
                 what: format!("map {name}"),
@@ -80,39 +99,47 @@ impl Replayer {
             ebpf,
             frames,
             cursor,
+            resend: Resend::default(),
         };
         // Run once with nothing to inject, so that what the kernel refuses shows now.
         replayer.seek(REPLAY_BATCH)?;
-        replayer.run(1)?;
+        replayer.run(&[0; FRAME_LEN], 1)?;
         Ok(replayer)
     }
 
-    /// Injects frames in order, [`REPLAY_BATCH`] of them by one kernel call; returns how many
-    /// went, and how many could not.
+    /// Puts frames back in order; returns how many went, and how many could not.
     fn inject(&mut self, frames: &[ReplayFrame]) -> Result<(usize, usize)> {
-        let patience_ends = Instant::now() + PATIENCE;
+        let mut patience_ends = Instant::now() + PATIENCE;
         let (mut injected, mut lost) = (0, 0);
         for batch in frames.chunks(REPLAY_BATCH as usize) {
             sys::update_array(self.frames.map().fd().as_fd(), batch)
                 .map_err(Error::call("bpf batch update in", "REPLAY"))?;
-            let count = batch.len() as u32;
             let mut next = 0;
-            while next < count {
+            while let Some(frame) = batch.get(next as usize) {
                 self.seek(next)?;
-                self.run(count - next)?;
+                self.run(&frame.frame, run_len(&batch[next as usize..]))?;
                 let cursor = self
                     .cursor
                     .get(&0, 0)
                     .map_err(Error::aya("read the replay cursor"))?;
-                injected += cursor.injected as usize;
+                if frame.way != Way::Claim as u32 {
+                    injected += cursor.injected as usize;
+                } else if cursor.injected > 0 {
+                    match self.resend.send(frame) {
+                        Ok(()) => injected += 1,
+                        Err(_) => lost += 1,
+                    }
+                }
                 // Blocked after some is a full backlog, which is mostly worked off by now; a
                 // run that a signal ended early is not blocked. Both just go on.
                 if cursor.blocked == 0 || cursor.next > next {
+                    patience_ends = Instant::now() + PATIENCE;
                     next = cursor.next;
                     continue;
                 }
-                let ifindex = batch[next as usize].ifindex;
-                if Instant::now() < patience_ends && is_up(ifindex)? {
+                // What goes out meets no backlog: whoever took it will do so again.
+                let may_pass = frame.way != Way::Out as u32 && Instant::now() < patience_ends;
+                if may_pass && is_up(frame.ifindex)? {
                     std::thread::sleep(Duration::from_millis(1));
                 } else {
                     lost += 1;
@@ -136,7 +163,9 @@ impl Replayer {
             .map_err(Error::aya("store the replay cursor"))
     }
 
-    fn run(&mut self, repeat: u32) -> Result<()> {
+    /// Runs the program `repeat` times with a packet that begins like `frame`: the kernel takes
+    /// the packet's protocol from there.
+    fn run(&mut self, frame: &[u8; FRAME_LEN], repeat: u32) -> Result<()> {
         let what = "bpf test run of gate_replay";
         let program: &SchedClassifier = self
             .ebpf
@@ -148,7 +177,7 @@ impl Replayer {
             .try_into()
             .map_err(Error::aya(what))?;
         let options = TestRunOptions {
-            data_in: Some(&[0; FRAME_LEN]),
+            data_in: Some(frame),
             repeat,
             ..TestRunOptions::new()
         };
@@ -161,6 +190,16 @@ impl Replayer {
             result => result.map(drop).map_err(Error::aya(what)),
         }
     }
+}
+
+/// How many frames from the first on can go by one kernel call: those of one protocol. What user
+/// space sends itself goes one by one.
+fn run_len(frames: &[ReplayFrame]) -> u32 {
+    let same = |frame: &&ReplayFrame| {
+        frame.way != Way::Claim as u32
+            && frame.frame[ADDRESSES..ETHERNET] == frames[0].frame[ADDRESSES..ETHERNET]
+    };
+    (frames.iter().take_while(same).count() as u32).max(1)
 }
 
 fn is_up(ifindex: u32) -> Result<bool> {
@@ -184,6 +223,7 @@ pub fn release(
         gates,
         seen: HashSet::new(),
         released: Released::default(),
+        neighbours: Neighbours::default(),
     };
     let mut early = Ok(());
     for _ in 0..ROUNDS {
@@ -216,6 +256,7 @@ struct Sweeper<'a> {
     gates: &'a BTreeSet<GateId>,
     seen: HashSet<AttemptKey>,
     released: Released,
+    neighbours: Neighbours,
 }
 
 impl Sweeper<'_> {
@@ -240,10 +281,12 @@ impl Sweeper<'_> {
             return Ok(0);
         }
         held.sort_by_key(|(_, syn)| syn.arrived);
-        let frames: Vec<ReplayFrame> = held
+        let mut frames: Vec<ReplayFrame> = held
             .iter()
-            .filter_map(|(flow, syn)| frame(flow, syn))
+            .filter_map(|(flow, syn)| frame(flow, syn, Direction::from_number(syn.direction)))
             .collect();
+        // They have an address already, mostly the right one.
+        let _unrefreshed = self.neighbours.refresh(&mut frames);
         let now = clock::now();
         let (injected, lost) = replayer.inject(&frames)?;
         self.released.injected += injected;
@@ -262,22 +305,32 @@ fn attempt(flow: &FlowKey, syn: &HeldSyn) -> AttemptKey {
     }
 }
 
-/// A held SYN as it is injected: checksum whole, padded; none where it was damaged.
-fn frame(flow: &FlowKey, syn: &HeldSyn) -> Option<ReplayFrame> {
-    let len = syn.len as usize;
+/// A held SYN as it is injected: checksum whole, tagged, padded; none where it was damaged.
+fn frame(flow: &FlowKey, syn: &HeldSyn, direction: Direction) -> Option<ReplayFrame> {
+    let mut frame = syn.frame.get(..syn.len as usize)?.to_vec();
+    let Frame::Tcp(at) = locate(frame.as_slice()) else {
+        return None;
+    };
+    checksum::complete(&mut frame, &at).ok()?;
+    if syn.tag != 0 {
+        // The tag that came beside the frame goes where it was on the wire.
+        frame.splice(ADDRESSES..ADDRESSES, syn.tag.to_be_bytes());
+    }
+    let way = match direction {
+        Direction::Egress => Way::Out,
+        Direction::Ingress if syn.ifindex == LOOPBACK => Way::Claim,
+        Direction::Ingress => Way::In,
+    };
     let mut replay = ReplayFrame {
         attempt: attempt(flow, syn),
         gate: syn.gate,
         ifindex: syn.ifindex,
-        len: 0,
+        way: way as u32,
+        mark: syn.mark,
+        priority: syn.priority,
+        len: frame.len().max(MIN_FRAME).next_multiple_of(2) as u32,
         frame: [0; FRAME_LEN],
     };
-    let bytes = replay.frame.get_mut(..len)?;
-    bytes.copy_from_slice(syn.frame.get(..len)?);
-    let Frame::Tcp(at) = locate(&*bytes) else {
-        return None;
-    };
-    checksum::complete(bytes, &at).ok()?;
-    replay.len = len.max(MIN_FRAME).next_multiple_of(2) as u32;
+    replay.frame.get_mut(..frame.len())?.copy_from_slice(&frame);
     Some(replay)
 }

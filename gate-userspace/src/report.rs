@@ -1,5 +1,6 @@
 //! What people and machines read: lines, the live line, and JSON.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -7,10 +8,12 @@ use std::time::Duration;
 use gate_common::abi::{Counter, GateStats};
 use serde_json::{Map, Value, json};
 
+use crate::attach::{Attachment, By};
 use crate::datapath::{Downed, Upped};
 use crate::endpoint::Endpoint;
 use crate::health::Check;
-use crate::interfaces::XdpMode;
+use crate::hooks::Hook;
+use crate::interfaces::{Kind, XdpMode};
 use crate::release::Released;
 use crate::restart::driver::{Moment, Progress, Summary};
 use crate::restart::{Outcome, Phase};
@@ -69,19 +72,42 @@ fn connections(count: usize) -> String {
 pub fn up(done: &[Upped]) -> String {
     let lines = done.iter().map(|upped| {
         let name = &upped.interface.name;
-        let note = match (upped.already, upped.interface.is_veth, upped.mode) {
-            (true, _, _) => " already; its program is up to date",
-            (false, true, XdpMode::Generic) => {
-                " (a veth: native XDP would switch off its peer's offloads)"
-            }
-            (false, true, _) => {
-                " (a veth: its peer loses its offloads, and gets no resets without XDP of its own)"
-            }
-            (false, false, _) => "",
+        let mut note = match upped.already {
+            true => " already; its program is up to date".to_owned(),
+            false => String::new(),
         };
-        format!("{name}: attached, hook {}{note}\n", upped.mode)
+        let is_veth = upped.interface.kind == Kind::Veth;
+        if is_veth && upped.hooks.contains(&(Hook::Xdp(XdpMode::Native), By::Xdp)) {
+            note +=
+                " (a veth: its peer loses its offloads, and gets no resets without XDP of its own)";
+        }
+        if let Some(reason) = &upped.reason {
+            note += &format!(" (not xdp: {reason})");
+        }
+        format!("{name}: attached, {}{note}\n", hooks_text(&upped.hooks))
     });
     lines.collect()
+}
+
+/// `hook xdp`, or `hooks tc-ingress, tc-egress (tcx)`.
+fn hooks_text(hooks: &[(Hook, By)]) -> String {
+    let names: Vec<String> = hooks.iter().map(|(hook, _)| hook.to_string()).collect();
+    let word = match names.len() {
+        1 => "hook",
+        _ => "hooks",
+    };
+    let by = match hooks.first() {
+        Some((_, by @ (By::Tcx | By::Clsact))) => format!(" ({})", by.name()),
+        _ => String::new(),
+    };
+    format!("{word} {}{by}", names.join(", "))
+}
+
+fn hooks_json(hooks: &[(Hook, By)]) -> Vec<Value> {
+    hooks
+        .iter()
+        .map(|(hook, by)| json!({ "hook": hook.to_string(), "by": by.name() }))
+        .collect()
 }
 
 /// The JSON of `gate up`.
@@ -93,8 +119,9 @@ pub fn up_json(done: &[Upped]) -> Value {
             json!({
                 "name": upped.interface.name,
                 "ifindex": upped.interface.index,
-                "hook": upped.mode.to_string(),
+                "hooks": hooks_json(&upped.hooks),
                 "already": upped.already,
+                "reason": upped.reason,
             })
         })
         .collect();
@@ -159,7 +186,7 @@ fn released_text(released: &Released) -> String {
     }
     if released.gone > 0 {
         text += &format!(
-            "; {} dropped, their interface is gone or full",
+            "; {} dropped: their interface is gone or full, or a firewall refused them",
             released.gone
         );
     }
@@ -184,15 +211,12 @@ pub fn status(status: Option<&Status>) -> String {
         return "gate is not up in this network namespace\n".to_owned();
     };
     let mut text = String::new();
-    for attachment in &status.attachments {
-        text += &match (&attachment.interface, attachment.mode) {
-            (Some(name), Some(mode)) => format!("{name}: attached, hook {mode}\n"),
-            (Some(name), None) => format!("{name}: pinned, but no program is attached\n"),
-            (None, _) => format!(
-                "interface {} is gone; `gate up` on another, or `gate down`\n",
-                attachment.ifindex
-            ),
-        };
+    for (ifindex, attachments) in by_interface(&status.attachments) {
+        text += &interface_lines(ifindex, &attachments);
+    }
+    if status.is_temporary {
+        text +=
+            "attached by `gate restart`, which detaches when it ends; `gate up` makes it stay\n";
     }
     if status.attachments.is_empty() {
         text += "no interface is attached: `gate up INTERFACE`\n";
@@ -208,6 +232,44 @@ pub fn status(status: Option<&Status>) -> String {
     ];
     rows.extend(status.gates.iter().map(row));
     text + "\n" + &table(&rows)
+}
+
+fn by_interface(attachments: &[Attachment]) -> BTreeMap<u32, Vec<&Attachment>> {
+    let mut interfaces = BTreeMap::<u32, Vec<&Attachment>>::new();
+    for attachment in attachments {
+        let same = interfaces.entry(attachment.ifindex).or_default();
+        same.push(attachment);
+    }
+    interfaces
+}
+
+fn live_hooks(attachments: &[&Attachment]) -> Vec<(Hook, By)> {
+    let live = attachments
+        .iter()
+        .filter_map(|attachment| Some((attachment.hook?, attachment.by)));
+    live.collect()
+}
+
+fn interface_lines(ifindex: u32, attachments: &[&Attachment]) -> String {
+    let names = attachments.iter();
+    let Some(name) = names.filter_map(|it| it.interface.as_ref()).next() else {
+        return format!(
+            "interface {ifindex} is gone from this network namespace: `gate up` on another, or \
+             `gate down`\n"
+        );
+    };
+    let mut lines = String::new();
+    let hooks = live_hooks(attachments);
+    if !hooks.is_empty() {
+        lines += &format!("{name}: attached, {}\n", hooks_text(&hooks));
+    }
+    for lost in attachments.iter().filter(|it| !it.is_live()) {
+        lines += &format!(
+            "{name}: no longer attached, hook {}: `gate up {name}` attaches again\n",
+            lost.slot.name()
+        );
+    }
+    lines
 }
 
 fn row(gate: &GateStatus) -> [String; 9] {
@@ -268,14 +330,17 @@ pub fn status_json(status: Option<&Status>) -> Value {
     let Some(status) = status else {
         return json!({ "up": false });
     };
-    let interfaces: Vec<Value> = status
-        .attachments
-        .iter()
-        .map(|attachment| {
+    let interfaces: Vec<Value> = by_interface(&status.attachments)
+        .into_iter()
+        .map(|(ifindex, attachments)| {
+            let lost = attachments
+                .iter()
+                .filter(|attachment| !attachment.is_live());
             json!({
-                "ifindex": attachment.ifindex,
-                "name": attachment.interface,
-                "hook": attachment.mode.map(|mode| mode.to_string()),
+                "ifindex": ifindex,
+                "name": attachments.iter().find_map(|it| it.interface.as_ref()),
+                "hooks": hooks_json(&live_hooks(&attachments)),
+                "lost": lost.map(|attachment| attachment.slot.name()).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -305,6 +370,7 @@ pub fn status_json(status: Option<&Status>) -> Value {
     json!({
         "up": true,
         "interfaces": interfaces,
+        "temporary": status.is_temporary,
         "gates": gates,
         "held_max": status.held_max,
         "unparsed": status.unparsed,
@@ -392,6 +458,7 @@ pub fn summary_json(summary: &Summary) -> Value {
     };
     let mut value = json!({
         "endpoints": texts(&summary.endpoints),
+        "attached": up_json(&summary.attached)["interfaces"],
         "outcome": summary.outcome.name(),
         "exit_code": summary.outcome.exit_code(),
         "closed_ms": millis(summary.closed_for),
@@ -451,6 +518,16 @@ impl Stderr {
 }
 
 impl Progress for Stderr {
+    fn attached(&mut self, attached: &[Upped]) {
+        let texts: Vec<String> = attached
+            .iter()
+            .map(|upped| format!("{} ({})", upped.interface.name, hooks_text(&upped.hooks)))
+            .collect();
+        if !texts.is_empty() {
+            self.line(&format!("attached for this restart: {}", texts.join(", ")));
+        }
+    }
+
     fn closed(&mut self, endpoints: &[Endpoint], max_hold: Duration) {
         let lease = humantime::format_duration(max_hold);
         self.line(&format!(

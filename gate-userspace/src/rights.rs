@@ -4,26 +4,54 @@ use crate::error::{Error, Result};
 
 const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+const CAP_PERFMON: (u32, &str) = (38, "CAP_PERFMON");
 const CAP_BPF: (u32, &str) = (39, "CAP_BPF");
 
-/// Checks that this is root, who must own the pin folder, with the effective capabilities
-/// `CAP_BPF` (or `CAP_SYS_ADMIN`, which includes it) and `CAP_NET_ADMIN`.
+/// What gate needs, as [`missing`] names it.
+pub const NEEDED: [&str; 4] = ["user root", CAP_BPF.1, CAP_PERFMON.1, CAP_NET_ADMIN.1];
+
+/// Checks that nothing is [`missing`].
 ///
 /// # Errors
 /// [`Error::Rights`] with what is missing.
 pub fn check() -> Result<()> {
-    let path = "/proc/self/status";
-    let status = std::fs::read_to_string(path).map_err(Error::call("read", path))?;
-    let mut missing = missing(effective(&status));
-    if !nix::unistd::geteuid().is_root() {
-        missing.insert(0, "user root");
-    }
+    let missing = missing()?;
     if missing.is_empty() {
         return Ok(());
     }
     Err(Error::Rights {
         missing: missing.join(", "),
     })
+}
+
+/// What this process lacks: it must be root, who must own the pin folder, with the effective
+/// capabilities `CAP_BPF` and `CAP_PERFMON` (or `CAP_SYS_ADMIN`, which includes both), without
+/// which the verifier refuses the programs, and `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// When the kernel doesn't tell.
+pub fn missing() -> Result<Vec<&'static str>> {
+    let mut missing = missing_of(own()?);
+    if !nix::unistd::geteuid().is_root() {
+        missing.insert(0, NEEDED[0]);
+    }
+    Ok(missing)
+}
+
+/// Whether this process may raise its own limits above the hard ones.
+///
+/// # Errors
+/// When the kernel doesn't tell.
+pub fn may_raise_limits() -> Result<bool> {
+    Ok(own()? & 1 << CAP_SYS_RESOURCE != 0)
+}
+
+/// This process's effective capabilities.
+fn own() -> Result<u64> {
+    let path = "/proc/self/status";
+    let status = std::fs::read_to_string(path).map_err(Error::call("read", path))?;
+    Ok(effective(&status))
 }
 
 /// The `CapEff` mask of a `/proc/PID/status`; none where it can't be read.
@@ -35,11 +63,13 @@ fn effective(status: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn missing(mask: u64) -> Vec<&'static str> {
+fn missing_of(mask: u64) -> Vec<&'static str> {
     let has = |bit: u32| mask & 1 << bit != 0;
     let mut missing = Vec::new();
-    if !has(CAP_BPF.0) && !has(CAP_SYS_ADMIN) {
-        missing.push(CAP_BPF.1);
+    for (bit, name) in [CAP_BPF, CAP_PERFMON] {
+        if !has(bit) && !has(CAP_SYS_ADMIN) {
+            missing.push(name);
+        }
     }
     if !has(CAP_NET_ADMIN.0) {
         missing.push(CAP_NET_ADMIN.1);
@@ -54,11 +84,12 @@ mod tests {
     #[test]
     fn names_what_is_missing() {
         assert_eq!(
-            missing(effective("CapPrm:\tff\nCapEff:\t0000000000000000\n")),
-            ["CAP_BPF", "CAP_NET_ADMIN"]
+            missing_of(effective("CapPrm:\tff\nCapEff:\t0000000000000000\n")),
+            NEEDED[1..]
         );
-        assert_eq!(missing(1 << 39 | 1 << 12), [] as [&str; 0]);
-        assert_eq!(missing(1 << 21), ["CAP_NET_ADMIN"]);
-        assert_eq!(missing(effective("nothing")).len(), 2);
+        assert_eq!(missing_of(1 << 39 | 1 << 38 | 1 << 12), [] as [&str; 0]);
+        assert_eq!(missing_of(1 << 39 | 1 << 12), ["CAP_PERFMON"]);
+        assert_eq!(missing_of(1 << 21), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_of(effective("nothing")).len(), 3);
     }
 }

@@ -6,8 +6,8 @@ use gate_common::abi::{Counter, GateStats, HeldSyn};
 use gate_common::flow::{FlowKey, GateId};
 use gate_common::state::{BootTime, Effective, Mode};
 
+use crate::attach::{self, Attachment};
 use crate::clock;
-use crate::datapath::{self, Attachment};
 use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::pins::Pins;
@@ -44,6 +44,8 @@ pub struct GateStatus {
 pub struct Status {
     /// Where the data path is attached.
     pub attachments: Vec<Attachment>,
+    /// Whether a restart did that, and detaches when it ends.
+    pub is_temporary: bool,
     /// The gates, by endpoint.
     pub gates: Vec<GateStatus>,
     /// Room in the table of held SYNs.
@@ -88,7 +90,8 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
         });
     }
     Ok(Some(Status {
-        attachments: datapath::attachments(pins)?,
+        attachments: attach::attachments(pins)?,
+        is_temporary: pins.temporary().exists(),
         gates,
         held_max: tables.held_max(),
         unparsed: tables.stats(GateId::HOST)?.counts[Counter::Unparsed as usize],

@@ -4,12 +4,18 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{
+    BPF_F_BEFORE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info,
+};
+use gate_common::abi::Direction;
+
+pub mod probes;
 
 /// Entries that one batch call asks for.
 const BATCH: usize = 4096;
@@ -200,33 +206,142 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
-/// What the kernel says of an XDP link.
+fn tcx(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => bpf_attach_type::BPF_TCX_INGRESS as u32,
+        Direction::Egress => bpf_attach_type::BPF_TCX_EGRESS as u32,
+    }
+}
+
+/// Attaches a TC program to an interface by a link, before all that are there (TCX, Linux 6.6).
+///
+/// # Errors
+/// The kernel's.
+pub fn attach_tcx(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    direction: Direction,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = tcx(direction);
+    attr.link_create.flags = BPF_F_BEFORE;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// The ids of the programs on an interface's TCX hook, in the order in which they run; none
+/// where the kernel has no TCX.
+///
+/// # Errors
+/// The kernel's.
+pub fn tcx_programs(ifindex: u32, direction: Direction) -> io::Result<Option<Vec<u32>>> {
+    // BPF_MPROG_MAX.
+    let mut ids = [0_u32; 64];
+    let mut attr = zeroed_attr();
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = tcx(direction);
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = ids.len() as u32;
+    match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => {
+            // SAFETY: the kernel set the count, and any bytes are a valid u32.
+            let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+            Ok(Some(ids.into_iter().take(count).collect()))
+        }
+        // The attach type is unknown.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        // Nothing was ever attached, or the interface is gone.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            Ok(Some(Vec::new()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel says of an XDP or TCX link.
 #[derive(Clone, Copy, Debug)]
-pub struct XdpLink {
-    /// The interface; 0 once that is gone.
+pub struct Link {
+    /// The interface, by its index in the namespace that it is in; 0 once it is gone.
     pub ifindex: u32,
     /// The program.
     pub program: u32,
 }
 
-/// Reads an XDP link's interface and program (Linux 5.9).
+/// Reads an XDP or TCX link's interface and program (Linux 5.9).
 ///
 /// # Errors
 /// The kernel's.
-pub fn xdp_link(link: BorrowedFd<'_>) -> io::Result<XdpLink> {
+pub fn link(link: BorrowedFd<'_>) -> io::Result<Link> {
     // SAFETY: bpf_link_info is plain integers, for which zero is valid.
     let mut info: bpf_link_info = unsafe { zeroed() };
-    let mut attr = zeroed_attr();
-    attr.info.bpf_fd = link.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_link_info>() as u32;
-    attr.info.info = std::ptr::from_mut(&mut info) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(XdpLink {
-        // SAFETY: any bytes are a valid u32; for another type of link it would be another
-        // number, but only XDP links are pinned where this is asked.
+    object_info(link, &mut info)?;
+    Ok(Link {
+        // SAFETY: any bytes are a valid u32. The index comes first for XDP and for TCX; for
+        // another type of link it would be another number, but none is pinned where this is
+        // asked.
         ifindex: unsafe { info.__bindgen_anon_1.xdp.ifindex },
         program: info.prog_id,
     })
+}
+
+/// A program's id.
+///
+/// # Errors
+/// The kernel's.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: bpf_prog_info is plain integers, for which zero is valid.
+    let mut info: bpf_prog_info = unsafe { zeroed() };
+    object_info(program, &mut info)?;
+    Ok(info.id)
+}
+
+/// `T` must be the info structure of the object's kind.
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = zeroed_attr();
+    attr.info.bpf_fd = object.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<T>() as u32;
+    attr.info.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// An interface's flags as `ETHTOOL_GFLAGS` gives them (`ETH_FLAG_*` of linux/ethtool.h).
+///
+/// # Errors
+/// The kernel's.
+pub fn ethtool_flags(interface: &str) -> io::Result<u32> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    let mut value = Value {
+        command: ETHTOOL_GFLAGS,
+        data: 0,
+    };
+    let mut name = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    let mut request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: (&raw mut value).cast(),
+        },
+    };
+    // Any socket of the namespace will do to reach its interfaces.
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the request names an interface by a string that ends in zero and points to an
+    // ethtool_value, as SIOCETHTOOL wants; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    match result {
+        0 => Ok(value.data),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Waits until every BPF program that runs now has ended: they run inside RCU read-side

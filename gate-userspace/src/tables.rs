@@ -8,6 +8,7 @@ use aya::maps::{
 use gate_common::abi::{GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use crate::endpoint::Endpoint;
@@ -19,13 +20,14 @@ use crate::sys;
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 7] = [
+pub const MAPS: [(&str, usize, usize); 8] = [
     (ARMED, 4, 8),
     ("GATES", 4, size_of::<StateWord>()),
     ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
     ("PORTS", 4, size_of::<PortEntry>()),
     ("HELD", size_of::<FlowKey>(), size_of::<HeldSyn>()),
     ("RELEASED", size_of::<AttemptKey>(), size_of::<GateId>()),
+    ("CHECKS", size_of::<FlowKey>(), size_of::<GateId>()),
     ("STATS", 4, size_of::<GateStats>()),
 ];
 
@@ -373,6 +375,21 @@ impl Tables {
         self.forget(lock, |gate| gates.contains(&gate))
     }
 
+    /// Forgets what is held from other interfaces than these.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn forget_elsewhere(&mut self, _lock: &Lock, interfaces: &BTreeSet<u32>) -> Result<()> {
+        let held: Vec<FlowKey> = self
+            .held()?
+            .into_iter()
+            .filter(|(_, syn)| !interfaces.contains(&syn.ifindex))
+            .map(|(flow, _)| flow)
+            .collect();
+        sys::delete_all(self.held.map().fd().as_fd(), &held)
+            .map_err(Error::call("bpf batch delete in", "HELD"))
+    }
+
     fn forget(&mut self, _lock: &Lock, which: impl Fn(GateId) -> bool) -> Result<()> {
         let held: Vec<FlowKey> = self
             .held()?
@@ -390,6 +407,59 @@ impl Tables {
             .collect();
         sys::delete_all(self.released.map().fd().as_fd(), &released)
             .map_err(Error::call("bpf batch delete in", "RELEASED"))
+    }
+}
+
+/// The connections of health checks, which pass a gate that a restart closed. They need no lock:
+/// an entry names one connection of the process that makes it.
+pub struct Checks {
+    map: HashMap<MapData, FlowKey, GateId>,
+}
+
+impl Checks {
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    /// Those of the pin.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let path = pins.map("CHECKS");
+        let data =
+            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))?;
+        Ok(Self {
+            map: typed(Map::LruHashMap(data), "CHECKS")?,
+        })
+    }
+
+    /// Lets the connection between these addresses pass.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn enter(&mut self, from: SocketAddr, to: SocketAddr) -> Result<()> {
+        self.map
+            .insert(flow(from, to), GateId::HOST, 0)
+            .map_err(Error::aya(format!("enter the check of {to}")))
+    }
+
+    /// Takes that back.
+    pub fn leave(&mut self, from: SocketAddr, to: SocketAddr) {
+        // Pushed out by others, or removed with the map: gone is gone.
+        let _gone = self.map.remove(&flow(from, to));
+    }
+}
+
+fn flow(from: SocketAddr, to: SocketAddr) -> FlowKey {
+    let endpoint = |address: SocketAddr| {
+        EndpointKey::from(Endpoint {
+            address: Some(address.ip().to_canonical()),
+            port: address.port(),
+        })
+    };
+    let source = endpoint(from);
+    FlowKey {
+        endpoint: endpoint(to),
+        source: source.address,
+        source_port: source.port,
+        zero: 0,
     }
 }
 

@@ -2,4 +2,8 @@
 
 mod baseline;
 pub mod datapath;
+pub mod path;
 pub mod restart;
+mod single;
+mod spread;
+pub mod throughput;

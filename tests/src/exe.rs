@@ -21,6 +21,20 @@ pub fn lab() -> Result<PathBuf> {
     sibling("gate-lab").context("no gate-lab; build it: cargo build -p gate-tests")
 }
 
+/// A program that is not Gate's: what `variable` names, else the system's.
+pub fn foreign(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return std::fs::canonicalize(&path)
+            .with_context(|| format!("find {variable}={}", path.display()));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .with_context(|| format!("no {name}; install the package {name} or set {variable}"))
+}
+
 /// A program in the folder of this one, or in the folder above: cargo puts tests into `deps`.
 fn sibling(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;

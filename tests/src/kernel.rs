@@ -7,15 +7,18 @@ use anyhow::{Context, Result};
 use aya::maps::{
     Array, HashMap as BpfHashMap, IterableMap as _, MapData, PerCpuArray, PerCpuValues,
 };
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use gate_common::abi::{Counter, GateStats, HeldSyn};
+use gate_common::checksum::is_partial;
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::{Family, Frame, Syn, locate};
-use gate_common::reset;
+use gate_common::reset::{self, Sum};
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::{Tables, Verdict, verdict};
-use gate_userspace::{datapath, sys};
+use gate_userspace::hooks::Slot;
+use gate_userspace::{object, sys};
+use nix::sched::{CloneFlags, unshare};
 use std::os::fd::AsFd;
 
 /// What a hook did with a frame.
@@ -51,6 +54,8 @@ pub struct Setup {
     pub words: Vec<(GateId, StateWord)>,
     /// Attempts that were released.
     pub released: Vec<AttemptKey>,
+    /// Connections of the gate's own health checks.
+    pub checks: Vec<FlowKey>,
 }
 
 impl Setup {
@@ -66,9 +71,12 @@ impl Setup {
     }
 }
 
-/// The pure function, with tables in plain memory.
-#[derive(Debug, Default)]
+/// The pure function, with tables in plain memory, as a hook uses it.
+#[derive(Debug)]
 pub struct Pure {
+    slot: Slot,
+    /// Whether the frame is addressed to another than the test run's device, as the hook sees it.
+    for_another: bool,
     setup: Setup,
     held: HashMap<FlowKey, Vec<u8>>,
     isns: HashMap<FlowKey, gate_common::flow::Isn>,
@@ -91,6 +99,15 @@ impl Tables for Pure {
             .map_or(StateWord::OPEN, |(_, word)| *word)
     }
 
+    fn is_for_this_host(&self, _syn: &Syn) -> bool {
+        // `Kernel` runs where nothing is forwarded.
+        !self.for_another
+    }
+
+    fn is_check(&self, flow: &FlowKey) -> bool {
+        self.setup.checks.contains(flow)
+    }
+
     fn is_released(&self, attempt: &AttemptKey) -> bool {
         self.setup.released.contains(attempt)
     }
@@ -101,12 +118,15 @@ impl Tables for Pure {
 }
 
 impl Pure {
-    /// Tables with this content, at this time.
-    pub fn new(setup: Setup, now: BootTime) -> Self {
+    /// Tables with this content, at this time, for this hook.
+    pub fn new(slot: Slot, setup: Setup, now: BootTime) -> Self {
         Self {
+            slot,
+            for_another: false,
             setup,
+            held: HashMap::new(),
+            isns: HashMap::new(),
             now,
-            ..Self::default()
         }
     }
 
@@ -132,6 +152,7 @@ impl Pure {
         let Some(syn) = at.syn(frame) else {
             return unparsed;
         };
+        self.for_another = self.slot != Slot::Xdp && frame[..6] != [0; 6];
         let (action, counted) = self.act(frame, &syn);
         Effect {
             action,
@@ -141,7 +162,7 @@ impl Pure {
     }
 
     fn act(&mut self, frame: &[u8], syn: &Syn) -> (Action, Vec<(GateId, Counter)>) {
-        match verdict(self, syn) {
+        match verdict(self, syn, self.slot.direction()) {
             Verdict::Pass => (Action::Pass, Vec::new()),
             Verdict::PassCounted(gate, counter) => (Action::Pass, vec![(gate, counter)]),
             Verdict::PassExpired(gate) => {
@@ -151,10 +172,16 @@ impl Pure {
                 (Action::Pass, vec![(gate, Counter::Expired)])
             }
             Verdict::Drop(gate, counter) => (Action::Drop, vec![(gate, counter)]),
-            Verdict::Reject(gate) => (
-                Action::Reply(reply(frame, syn)),
-                vec![(gate, Counter::Rejected)],
-            ),
+            Verdict::Reject(gate) => {
+                let answer = match self.slot {
+                    Slot::Xdp => Some(padded(frame, reply(frame, syn, Sum::Whole))),
+                    Slot::TcIngress | Slot::TcEgress => {
+                        sum(frame, syn).map(|sum| reply(frame, syn, sum))
+                    }
+                };
+                let action = answer.map_or(Action::Drop, Action::Reply);
+                (action, vec![(gate, Counter::Rejected)])
+            }
             Verdict::Hold(gate) => {
                 let flow = syn.attempt.flow;
                 let before = self.isns.insert(flow, syn.attempt.isn);
@@ -170,20 +197,49 @@ impl Pure {
 }
 
 /// The frame that answers a rejected one.
-fn reply(frame: &[u8], syn: &Syn) -> Vec<u8> {
+fn reply(frame: &[u8], syn: &Syn, sum: Sum) -> Vec<u8> {
     let mut reply = [&frame[6..12], &frame[..6], &frame[12..syn.at.network]].concat();
     match syn.at.family {
-        Family::V4 => reply.extend(reset::v4(syn)),
-        Family::V6 => reply.extend(reset::v6(syn)),
+        Family::V4 => {
+            let mut packet = [0; reset::V4_LEN];
+            reset::v4(syn, sum, &mut packet);
+            reply.extend(packet);
+        }
+        Family::V6 => {
+            let mut packet = [0; reset::V6_LEN];
+            reset::v6(syn, sum, &mut packet);
+            reply.extend(packet);
+        }
     }
+    reply
+}
+
+/// XDP keeps Ethernet's least length.
+fn padded(frame: &[u8], mut reply: Vec<u8>) -> Vec<u8> {
     if frame.len() >= 60 {
         reply.resize(reply.len().max(60), 0);
     }
     reply
 }
 
-/// The program in the kernel.
+/// How TC stores the checksum: as the SYN's is stored; none where that can't be answered.
+fn sum(frame: &[u8], syn: &Syn) -> Option<Sum> {
+    let at = syn.at.transport + 16;
+    let field = [frame[at], frame[at + 1]];
+    let plain = match syn.at.family {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    match (is_partial(syn, field), syn.at.transport - syn.at.network) {
+        (false, _) => Some(Sum::Whole),
+        (true, header) if header == plain => Some(Sum::Partial),
+        (true, _) => None,
+    }
+}
+
+/// The program of a hook, in the kernel.
 pub struct Kernel {
+    slot: Slot,
     ebpf: Ebpf,
     counts: Vec<(GateId, GateStats)>,
 }
@@ -192,26 +248,40 @@ pub struct Kernel {
 const WATCHED: u32 = 8;
 
 impl Kernel {
-    /// Loads the program with maps of its own. Needs root.
-    pub fn load() -> Result<Self> {
-        Self::load_with(gate_common::abi::DEFAULT_HELD)
+    /// Loads the program with maps of its own, and moves the calling thread into a network
+    /// namespace that forwards nothing: a wildcard asks the routes. Needs root.
+    pub fn load(slot: Slot) -> Result<Self> {
+        Self::load_with(slot, gate_common::abi::DEFAULT_HELD)
+    }
+
+    /// The hook.
+    pub fn slot(&self) -> Slot {
+        self.slot
     }
 
     /// As [`load`](Self::load), with room for so many held SYNs.
-    pub fn load_with(held: u32) -> Result<Self> {
+    pub fn load_with(slot: Slot, held: u32) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
+            std::fs::write(&path, "0").with_context(|| format!("write {path}"))?;
+        }
         let level = 0_u8;
         let mut ebpf = EbpfLoader::new()
             .override_global("AYA_LOG_LEVEL", &level, true)
             .map_max_entries("HELD", held)
             .map_max_entries("RELEASED", held)
-            .load(datapath::OBJECT)
+            .load(object::OBJECT)
             .context("load the object")?;
-        let program: &mut Xdp = ebpf
-            .program_mut("gate_xdp")
-            .context("no program gate_xdp")?
-            .try_into()?;
-        program.load().context("load gate_xdp")?;
+        let name = slot.program();
+        let loaded = match ebpf.program_mut(name) {
+            Some(Program::Xdp(program)) => program.load(),
+            Some(Program::SchedClassifier(program)) => program.load(),
+            _ => anyhow::bail!("no program {name}"),
+        };
+        loaded.with_context(|| format!("load {name}"))?;
         let mut kernel = Self {
+            slot,
             ebpf,
             counts: Vec::new(),
         };
@@ -219,10 +289,19 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The loaded program.
-    pub fn program(&self) -> Result<&Xdp> {
-        let program = self.ebpf.program("gate_xdp").context("no program")?;
-        Ok(program.try_into()?)
+    /// Runs the loaded program on a packet.
+    pub fn run(&self, options: TestRunOptions<'_>) -> Result<aya::programs::TestRunResult> {
+        let program = self
+            .ebpf
+            .program(self.slot.program())
+            .context("no program")?;
+        let result = match self.slot {
+            Slot::Xdp => <&Xdp>::try_from(program)?.test_run(options),
+            Slot::TcIngress | Slot::TcEgress => {
+                <&SchedClassifier>::try_from(program)?.test_run(options)
+            }
+        };
+        result.context("BPF_PROG_TEST_RUN")
     }
 
     /// Puts the tables into the maps and forgets what is held.
@@ -234,6 +313,11 @@ impl Kernel {
         for attempt in &setup.released {
             self.hash::<AttemptKey, GateId>("RELEASED")?
                 .insert(attempt, GateId(1), 0)?;
+        }
+        self.clear::<FlowKey, GateId>("CHECKS")?;
+        for flow in &setup.checks {
+            self.hash::<FlowKey, GateId>("CHECKS")?
+                .insert(flow, GateId::HOST, 0)?;
         }
         for (key, _) in self.clear::<EndpointKey, GateId>("ENDPOINTS")? {
             let port = u32::from(key.port.number());
@@ -261,24 +345,38 @@ impl Kernel {
         Ok(())
     }
 
+    /// Whether the kernel takes a frame for a test run: for TC it asks for the whole IP header,
+    /// without options, of what says that it is IP.
+    pub fn takes(&self, frame: &[u8]) -> bool {
+        let header = match (self.slot, frame.get(12..14)) {
+            (Slot::TcIngress | Slot::TcEgress, Some([0x08, 0x00])) => 20,
+            (Slot::TcIngress | Slot::TcEgress, Some([0x86, 0xdd])) => 40,
+            _ => 0,
+        };
+        frame.len() >= 14 + header
+    }
+
     /// Runs one frame, which must have at least the 14 bytes that the kernel asks for.
     pub fn judge(&mut self, frame: &[u8]) -> Result<Effect> {
         let mut out = vec![0; frame.len() + 64];
-        let result = self
-            .program()?
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ..TestRunOptions::new()
-            })
-            .context("BPF_PROG_TEST_RUN")?;
+        let result = self.run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        })?;
         out.truncate(result.data_size_out as usize);
-        // enum xdp_action.
-        let action = match result.return_value {
-            1 => Action::Drop,
-            2 => Action::Pass,
-            3 => Action::Reply(out),
-            other => anyhow::bail!("action {other}"),
+        let action = match (self.slot, result.return_value.cast_signed()) {
+            // enum xdp_action.
+            (Slot::Xdp, 1) => Action::Drop,
+            (Slot::Xdp, 2) => Action::Pass,
+            (Slot::Xdp, 3) => Action::Reply(out),
+            // TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT.
+            (Slot::TcIngress | Slot::TcEgress, -1) => Action::Pass,
+            (Slot::TcIngress, 2) => Action::Drop,
+            (Slot::TcIngress, 7) => Action::Reply(out),
+            (Slot::TcEgress, 7) if out == frame => Action::Drop,
+            (Slot::TcEgress, 7) => Action::Reply(out),
+            (_, other) => anyhow::bail!("action {other}"),
         };
         let counts = self.stats()?;
         let counted = self

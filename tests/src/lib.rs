@@ -4,12 +4,17 @@
 //! |---|---|
 //! | [`topology`] | a client and a server network namespace, joined by a veth pair |
 //! | [`backend`], [`bounce`], [`service`] | a small HTTP backend, its restart command, and both in a topology |
-//! | [`nginx`] | the same for a real nginx |
+//! | [`nginx`] | the same for a real nginx, and one in front of it |
+//! | [`nft`] | a firewall, and what it counts |
+//! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
 //! | [`listener`] | does a socket listen on this address, and when did none |
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
+//! | [`require`] | what not every kernel has, and whether this one should |
+//! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
+//! | [`foreign`] | BPF programs that are not gate's |
 //! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
 //!
 //! Nothing here sends a packet outside namespaces it made itself, and nothing outlives the process.
@@ -20,13 +25,20 @@ pub mod bounce;
 pub mod chart;
 pub mod demo;
 pub mod exe;
+pub mod foreign;
+pub mod iperf3;
 pub mod kernel;
 pub mod listener;
 pub mod load;
+pub mod nft;
 pub mod nginx;
 pub mod packet;
+pub mod require;
 pub mod service;
 pub mod stop;
 pub mod summary;
+pub mod tap;
 pub mod text;
 pub mod topology;
+pub mod tun;
+pub mod verifier;

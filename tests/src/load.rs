@@ -139,8 +139,13 @@ impl Load {
 
     /// Starts it in the client namespace, on a thread of its own.
     pub fn start(self, topology: &Topology) -> Result<Running> {
+        self.start_at(topology, Side::Client)
+    }
+
+    /// As [`start`](Self::start), in the namespace of `side`.
+    pub fn start_at(self, topology: &Topology, side: Side) -> Result<Running> {
         let begin = Instant::now() + LEAD;
-        let thread = topology.start(Side::Client, move || self.run(begin))?;
+        let thread = topology.start(side, move || self.run(begin))?;
         Ok(Running { begin, thread })
     }
 

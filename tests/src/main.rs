@@ -51,6 +51,8 @@ enum Bench {
     Datapath(bench::datapath::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
     Restart(bench::restart::Options),
+    /// What a gate leaves of the throughput and of new connections a second
+    Throughput(bench::throughput::Options),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +75,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
+        Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),
         Command::Backend(options) => backend::serve(options),
         Command::Bounce(options) => bounce::bounce(options),
         Command::Away { address, outage } => listener::sit_out(*address, *outage, AWAY_LIMIT),

@@ -1,12 +1,13 @@
-//! A real nginx in the server namespace. All it writes is in the topology's own folder in memory.
+//! A real nginx in the server namespace, and one in front of it. All they write is in the
+//! topology's own folder in memory.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::topology::{SCRATCH, Side, Topology, server_v4, server_v6};
 use crate::{exe, listener, text};
@@ -17,6 +18,15 @@ pub const NGINX: &str = "GATE_TEST_NGINX";
 pub const NGINX_LIBS: &str = "GATE_TEST_NGINX_LIBS";
 /// The port it listens on, over IPv4 and over IPv6.
 pub const PORT: u16 = 8080;
+
+/// Where the proxy listens, on loopback only.
+pub const PROXY: SocketAddr = loopback(8000);
+/// Where the proxy connects to: the server over loopback.
+pub const UPSTREAM: SocketAddr = loopback(PORT);
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
 
 /// How long nginx may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -31,22 +41,35 @@ pub struct Nginx<'a> {
 impl<'a> Nginx<'a> {
     /// Writes a configuration for one worker and starts it; returns when it listens.
     pub fn start(topology: &'a Topology) -> Result<Self> {
+        let nginx = Self::run(topology, "nginx", &server())?;
+        for address in nginx.addresses() {
+            topology.run(Side::Server, || listener::wait_until(address, true, LIMIT))?;
+        }
+        Ok(nginx)
+    }
+
+    /// Starts one at [`PROXY`] that makes a new connection to [`UPSTREAM`] for each request, tries
+    /// no other and forgives none that fails.
+    pub fn start_proxy(topology: &'a Topology) -> Result<Self> {
+        let proxy = Self::run(topology, "proxy", &proxy())?;
+        topology.run(Side::Server, || listener::wait_until(PROXY, true, LIMIT))?;
+        Ok(proxy)
+    }
+
+    fn run(topology: &'a Topology, name: &str, http: &str) -> Result<Self> {
         let nginx = Self {
             topology,
-            program: program()?,
-            folder: Path::new(SCRATCH).join("nginx"),
+            program: exe::foreign("nginx", NGINX)?,
+            folder: Path::new(SCRATCH).join(name),
         };
         let file = nginx.folder.join("nginx.conf");
         topology.run(Side::Server, || {
             std::fs::create_dir_all(&nginx.folder)
                 .with_context(|| format!("create {}", nginx.folder.display()))?;
-            std::fs::write(&file, configuration(&nginx.folder))
+            std::fs::write(&file, configuration(&nginx.folder, http))
                 .with_context(|| format!("write {}", file.display()))
         })?;
         nginx.shell(&nginx.words())?;
-        for address in nginx.addresses() {
-            topology.run(Side::Server, || listener::wait_until(address, true, LIMIT))?;
-        }
         Ok(nginx)
     }
 
@@ -103,24 +126,8 @@ impl<'a> Nginx<'a> {
 /// Waits until the process `$pid` is gone. It is nobody's child here, so no zombie stays.
 const GONE: &str = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
 
-fn program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(NGINX) {
-        return std::fs::canonicalize(&path)
-            .with_context(|| format!("find {NGINX}={}", path.display()));
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .map(|folder| folder.join("nginx"))
-        .chain([PathBuf::from("/usr/sbin/nginx")])
-        .find(|file| file.is_file());
-    match found {
-        Some(path) => Ok(path),
-        None => bail!("no nginx; install nginx-light or set {NGINX}"),
-    }
-}
-
 /// A configuration that touches nothing outside `folder`.
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, http: &str) -> String {
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", folder.display()))
         .concat();
@@ -133,15 +140,37 @@ fn configuration(folder: &Path) -> String {
          worker_rlimit_nofile 20000;\n\
          http {{\n\
          {temporary}    \
-             access_log off;\n    \
-             server {{\n        \
-                 listen {PORT} backlog=4096;\n        \
-                 listen [::]:{PORT} backlog=4096 ipv6only=on;\n        \
-                 location = / {{ return 200 \"ok\\n\"; }}\n        \
-                 location = /healthz {{ return 200 \"ok\\n\"; }}\n    \
-             }}\n\
+             access_log off;\n\
+         {http}\
          }}\n",
         folder = folder.display(),
+    )
+}
+
+/// What answers by itself.
+fn server() -> String {
+    format!(
+        "    server {{\n        \
+             listen {PORT} backlog=4096;\n        \
+             listen [::]:{PORT} backlog=4096 ipv6only=on;\n        \
+             location = / {{ return 200 \"ok\\n\"; }}\n        \
+             location = /healthz {{ return 200 \"ok\\n\"; }}\n    \
+         }}\n"
+    )
+}
+
+/// What asks the server.
+fn proxy() -> String {
+    format!(
+        "    upstream backend {{ server {UPSTREAM} max_fails=0; }}\n    \
+         server {{\n        \
+             listen {PROXY} backlog=4096;\n        \
+             location / {{\n            \
+                 proxy_pass http://backend;\n            \
+                 proxy_next_upstream off;\n            \
+                 proxy_connect_timeout 60s;\n        \
+             }}\n    \
+         }}\n"
     )
 }
 
@@ -151,16 +180,18 @@ mod tests {
 
     #[test]
     fn the_configuration_stays_in_its_folder() {
-        let text = configuration(Path::new("/run/nginx"));
-        let paths: Vec<_> = text
-            .split_whitespace()
-            .filter(|word| word.starts_with("/") && word.len() > 1)
-            .filter(|word| *word != "/healthz")
-            .collect();
-        assert_eq!(paths.len(), 7, "{text}");
-        assert!(
-            paths.iter().all(|path| path.starts_with("/run/nginx/")),
-            "{paths:?}"
-        );
+        for http in [server(), proxy()] {
+            let text = configuration(Path::new("/run/nginx"), &http);
+            let paths: Vec<_> = text
+                .split_whitespace()
+                .filter(|word| word.starts_with("/") && word.len() > 1)
+                .filter(|word| *word != "/healthz")
+                .collect();
+            assert_eq!(paths.len(), 7, "{text}");
+            assert!(
+                paths.iter().all(|path| path.starts_with("/run/nginx/")),
+                "{paths:?}"
+            );
+        }
     }
 }

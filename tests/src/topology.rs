@@ -1,4 +1,5 @@
-//! A client and a server network namespace, joined by a veth pair.
+//! A client and a server network namespace, joined by a veth pair, and as many more as a test asks
+//! for, joined by nothing.
 //!
 //! The namespaces have no names and no bind mounts: file descriptors of this process hold them, and
 //! a process namespace holds every process started in them. So all of it goes when the
@@ -6,6 +7,7 @@
 
 mod ethtool;
 mod namespaces;
+mod place;
 mod process;
 mod wire;
 
@@ -21,6 +23,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::exe;
 use namespaces::Namespaces;
+pub use place::{Namespace, Place};
 pub use process::{Output, Process, command};
 
 /// The name of the only interface, besides `lo`, in either namespace.
@@ -132,14 +135,19 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Runs `f` on a new thread inside `side`'s network namespace and the topology's mounts, and
+    /// Runs `f` on a new thread inside `place`'s network namespace and the topology's mounts, and
     /// returns what it returns. A panic goes through to the caller.
-    pub fn run<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub fn run<T: Send>(
+        &self,
+        place: impl Into<Place>,
+        f: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        let place = place.into();
         thread::scope(|scope| {
             thread::Builder::new()
-                .name(format!("{side:?}"))
+                .name(place.to_string())
                 .spawn_scoped(scope, || {
-                    self.live.namespaces.enter(side)?;
+                    self.live.namespaces.enter(&place)?;
                     f()
                 })
                 .context("start a thread")?
@@ -151,14 +159,15 @@ impl Topology {
     /// As [`run`](Self::run), but returns at once; the thread's result is the handle's.
     pub fn start<T: Send + 'static>(
         &self,
-        side: Side,
+        place: impl Into<Place>,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<JoinHandle<Result<T>>> {
         let live = Arc::clone(&self.live);
+        let place = place.into();
         thread::Builder::new()
-            .name(format!("{side:?}"))
+            .name(place.to_string())
             .spawn(move || {
-                live.namespaces.enter(side)?;
+                live.namespaces.enter(&place)?;
                 // The thread is inside now; it must not keep the topology from ending.
                 drop(live);
                 f()
@@ -166,15 +175,16 @@ impl Topology {
             .context("start a thread")
     }
 
-    /// Starts `command` inside `side`, in a process group of its own, with no input; what it writes
+    /// Starts `command` inside `place`, in a process group of its own, with no input; what it writes
     /// is kept in memory for [`Process::wait`].
-    pub fn spawn(&self, side: Side, command: &mut Command) -> Result<Process> {
+    pub fn spawn(&self, place: impl Into<Place>, command: &mut Command) -> Result<Process> {
+        let place = place.into();
         // Held over the fork: `end` must see every child there is.
         let mut children = lock(&self.live.children);
         let process = thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    self.live.namespaces.enter_as_process(side)?;
+                    self.live.namespaces.enter_as_process(&place)?;
                     Process::spawn(command)
                 })
                 .join()
@@ -184,10 +194,15 @@ impl Topology {
         Ok(process)
     }
 
-    /// Runs `command` inside `side` until it ends. One that takes longer than `limit` is killed,
+    /// Runs `command` inside `place` until it ends. One that takes longer than `limit` is killed,
     /// and that is an error.
-    pub fn output(&self, side: Side, command: &mut Command, limit: Duration) -> Result<Output> {
-        self.spawn(side, command)?.wait(limit)
+    pub fn output(
+        &self,
+        place: impl Into<Place>,
+        command: &mut Command,
+        limit: Duration,
+    ) -> Result<Output> {
+        self.spawn(place, command)?.wait(limit)
     }
 
     /// Starts `gate` with these arguments in the server namespace.
@@ -201,11 +216,16 @@ impl Topology {
         self.spawn_gate(args)?.wait(GATE_LIMIT)
     }
 
-    /// Sets a sysctl of `side`'s network namespace, for example `net.core.somaxconn`.
-    pub fn sysctl(&self, side: Side, name: &str, value: &str) -> Result<()> {
+    /// Makes another network namespace, with only `lo` in it, which is up.
+    pub fn namespace(&self) -> Result<Namespace> {
+        Namespace::new(self)
+    }
+
+    /// Sets a sysctl of `place`'s network namespace, for example `net.core.somaxconn`.
+    pub fn sysctl(&self, place: impl Into<Place>, name: &str, value: &str) -> Result<()> {
         let path = sysctl_path(name)?;
         // /proc/sys/net shows the namespace of the thread that opens it.
-        self.run(side, || {
+        self.run(place, || {
             std::fs::write(&path, value).with_context(|| format!("write {value:?} to {path}"))
         })
     }

@@ -21,11 +21,13 @@ use common::{
     count, find_gate, gate, gate_status, listen, mode, refused, shell, snapshot, status, up,
     wait_until, wait_until_counted, wait_until_held,
 };
-use gate_common::abi::Counter;
+use gate_common::abi::{Counter, Direction};
 use gate_tests::backend::Options;
 use gate_tests::exe;
+use gate_tests::foreign::unlimited_memory;
 use gate_tests::service::Service;
 use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology, server_v4};
+use gate_userspace::filters;
 use gate_userspace::interfaces::{self, XdpMode};
 use gate_userspace::pins::Pins;
 use gate_userspace::sys;
@@ -61,10 +63,38 @@ fn with_gate(topology: &Topology, line: &str) -> Output {
     topology.output(Side::Server, &mut command, LIMIT).unwrap()
 }
 
-/// The XDP program on an interface of the server, by mode and id.
-fn xdp(topology: &Topology, interface: &str) -> Option<(XdpMode, u32)> {
-    let found = topology.run(Side::Server, || Ok(interfaces::by_name(interface)?));
-    found.unwrap().xdp
+/// The programs on an interface.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Attached {
+    /// By mode and id.
+    xdp: Option<(XdpMode, u32)>,
+    /// On TC ingress and egress, by id.
+    tc: [Vec<u32>; 2],
+}
+
+impl Attached {
+    fn is_any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// The programs on an interface of the server, as the kernel tells.
+fn attached(topology: &Topology, interface: &str) -> Attached {
+    let found = topology.run(Side::Server, || {
+        let all = interfaces::list()?;
+        let found = interfaces::named(&all, interface)?;
+        let tc = |direction| {
+            let mut ids = sys::tcx_programs(found.index, direction)?.unwrap_or_default();
+            let filters = filters::list(found.index, direction)?;
+            ids.extend(filters.into_iter().map(|filter| filter.program));
+            anyhow::Ok(ids)
+        };
+        Ok(Attached {
+            xdp: found.xdp,
+            tc: [tc(Direction::Ingress)?, tc(Direction::Egress)?],
+        })
+    });
+    found.unwrap()
 }
 
 /// The inode of the server's network namespace.
@@ -93,6 +123,7 @@ fn json(output: &Output) -> Value {
 // ---- What others made: programs and maps by bpf(2) itself, for aya makes neither ----
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> OwnedFd {
+    unlimited_memory();
     // SAFETY: the attribute is a valid bpf_attr of the size that is passed; the pointers in it
     // are the callers', from buffers that live through the call.
     let fd = unsafe {
@@ -144,7 +175,7 @@ fn array(value_size: u32, max_entries: u32) -> OwnedFd {
 fn attach_foreign(topology: &Topology, interface: &str, flags: u32) -> OwnedFd {
     topology
         .run(Side::Server, || {
-            let index = interfaces::by_name(interface)?.index;
+            let index = interfaces::named(&interfaces::list()?, interface)?.index;
             Ok(sys::attach_xdp(foreign_program().as_fd(), index, flags)?)
         })
         .unwrap()
@@ -172,7 +203,7 @@ fn up_of_one_good_and_one_unknown_interface_attaches_neither() {
     let topology = Topology::new().unwrap();
     for args in [["up", INTERFACE, "nosuch"], ["up", "nosuch", INTERFACE]] {
         refused(&topology, &args, 1, &["nosuch"]);
-        assert_eq!(xdp(&topology, INTERFACE), None);
+        assert!(!attached(&topology, INTERFACE).is_any());
     }
 }
 
@@ -183,27 +214,28 @@ fn up_of_one_free_and_one_taken_interface_attaches_neither() {
     let _link = attach_foreign(&topology, "eth1", XDP_FLAGS_SKB_MODE);
     refused(
         &topology,
-        &["up", INTERFACE, "eth1"],
+        &["up", "--hook", "xdp-generic", INTERFACE, "eth1"],
         5,
         &["eth1", "foreign"],
     );
-    assert_eq!(xdp(&topology, INTERFACE), None);
+    assert!(!attached(&topology, INTERFACE).is_any());
 }
 
 #[test]
 fn an_up_that_fails_leaves_what_was_up_as_it_was() {
-    let topology = up();
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", "--hook", "xdp-generic", INTERFACE]);
     second_interface(&topology);
     let _link = attach_foreign(&topology, "eth1", XDP_FLAGS_SKB_MODE);
-    let before = xdp(&topology, INTERFACE);
-    assert!(before.is_some());
+    let before = attached(&topology, INTERFACE);
+    assert!(before.is_any());
     // The attached program is the same one still, not one that logs now.
     for args in [
-        &["up", INTERFACE, "eth1"][..],
-        &["up", "--debug", INTERFACE, "eth1"],
+        &["up", "--hook", "xdp-generic", INTERFACE, "eth1"][..],
+        &["up", "--hook", "xdp-generic", "--debug", INTERFACE, "eth1"],
     ] {
         refused(&topology, args, 5, &["eth1", "foreign"]);
-        assert_eq!(xdp(&topology, INTERFACE), before);
+        assert_eq!(attached(&topology, INTERFACE), before);
     }
 }
 
@@ -213,37 +245,55 @@ fn up_attaches_every_interface_and_down_detaches_them() {
     second_interface(&topology);
     let output = gate(&topology, &["up", "eth1", INTERFACE]);
     assert_eq!(output.stdout.lines().count(), 2, "{output}");
-    assert!(xdp(&topology, INTERFACE).is_some() && xdp(&topology, "eth1").is_some());
+    assert!(attached(&topology, INTERFACE).is_any() && attached(&topology, "eth1").is_any());
     gate(&topology, &["down"]);
     assert_eq!(
-        (xdp(&topology, INTERFACE), xdp(&topology, "eth1")),
-        (None, None)
+        (attached(&topology, INTERFACE), attached(&topology, "eth1")),
+        (Attached::default(), Attached::default())
     );
 }
 
 #[test]
-fn loopback_is_refused() {
+fn a_hook_that_the_interface_can_not_take_is_refused() {
     let topology = Topology::new().unwrap();
-    refused(&topology, &["up", "lo"], 1, &["lo", "loopback"]);
-    refused(&topology, &["up", INTERFACE, "lo"], 1, &["lo", "loopback"]);
+    for (hook, words) in [
+        ("xdp", ["copy every packet", "--hook tc-ingress"]),
+        ("xdp-generic", ["copy every packet", "--hook tc-ingress"]),
+        ("tc-egress", ["comes in there too", "--hook tc-ingress"]),
+    ] {
+        refused(&topology, &["up", "--hook", hook, "lo"], 1, &words);
+        refused(
+            &topology,
+            &["up", "--hook", hook, INTERFACE, "lo"],
+            1,
+            &words,
+        );
+    }
+    assert!(!attached(&topology, INTERFACE).is_any());
 }
 
 #[test]
-fn a_foreign_program_is_named_and_stays_whatever_its_mode() {
+fn a_foreign_xdp_program_is_named_and_stays_whatever_its_mode() {
     for (flags, theirs) in [
         (XDP_FLAGS_SKB_MODE, XdpMode::Generic),
         (XDP_FLAGS_DRV_MODE, XdpMode::Native),
     ] {
         let topology = Topology::new().unwrap();
         let _link = attach_foreign(&topology, INTERFACE, flags);
-        let before = xdp(&topology, INTERFACE);
-        assert_eq!(before.map(|(mode, _)| mode), Some(theirs));
-        let id = before.unwrap().1.to_string();
-        for hook in ["auto", "xdp", "xdp-generic"] {
+        let before = attached(&topology, INTERFACE);
+        let (mode, id) = before.xdp.unwrap();
+        assert_eq!(mode, theirs);
+        let id = id.to_string();
+        for hook in ["xdp", "xdp-generic"] {
             let args = ["up", "--hook", hook, INTERFACE];
             refused(&topology, &args, 5, &[INTERFACE, "foreign", &id, "xdp off"]);
         }
-        assert_eq!(xdp(&topology, INTERFACE), before);
+        assert_eq!(attached(&topology, INTERFACE), before);
+        // TC is another place.
+        gate(&topology, &["up", INTERFACE]);
+        assert_eq!(attached(&topology, INTERFACE).xdp, before.xdp);
+        gate(&topology, &["down"]);
+        assert_eq!(attached(&topology, INTERFACE), before);
     }
 }
 
@@ -260,24 +310,55 @@ fn a_foreign_program_attached_by_netlink_is_named_and_stays() {
         path.display()
     );
     shell(&topology, Side::Server, &line);
-    let before = xdp(&topology, INTERFACE);
-    assert!(before.is_some());
-    refused(&topology, &["up", INTERFACE], 5, &[INTERFACE, "foreign"]);
-    assert_eq!(xdp(&topology, INTERFACE), before);
+    let before = attached(&topology, INTERFACE);
+    assert!(before.is_any());
+    let args = ["up", "--hook", "xdp-generic", INTERFACE];
+    refused(&topology, &args, 5, &[INTERFACE, "foreign"]);
+    assert_eq!(attached(&topology, INTERFACE), before);
 }
 
 #[test]
 fn the_hook_that_is_asked_for_is_the_hook_that_is_used() {
-    for (hook, expected) in [
-        ("auto", XdpMode::Generic),
-        ("xdp-generic", XdpMode::Generic),
-        ("xdp", XdpMode::Native),
+    let native = Some(XdpMode::Native);
+    let generic = Some(XdpMode::Generic);
+    for (interface, hook, xdp, tc, told) in [
+        ("lo", "auto", None, [1, 0], vec!["tc-ingress"]),
+        ("lo", "tc", None, [1, 0], vec!["tc-ingress"]),
+        (
+            INTERFACE,
+            "auto",
+            None,
+            [1, 1],
+            vec!["tc-ingress", "tc-egress"],
+        ),
+        (
+            INTERFACE,
+            "tc",
+            None,
+            [1, 1],
+            vec!["tc-ingress", "tc-egress"],
+        ),
+        (INTERFACE, "tc-ingress", None, [1, 0], vec!["tc-ingress"]),
+        (INTERFACE, "tc-egress", None, [0, 1], vec!["tc-egress"]),
+        (
+            INTERFACE,
+            "xdp-generic",
+            generic,
+            [0, 0],
+            vec!["xdp-generic"],
+        ),
+        (INTERFACE, "xdp", native, [0, 0], vec!["xdp"]),
     ] {
         let topology = Topology::new().unwrap();
-        let output = gate(&topology, &["up", "--json", "--hook", hook, INTERFACE]);
-        let found = xdp(&topology, INTERFACE).map(|(mode, _)| mode);
-        assert_eq!(found, Some(expected), "{output}");
-        assert_eq!(json(&output)["interfaces"][0]["hook"], expected.to_string());
+        let output = gate(&topology, &["up", "--json", "--hook", hook, interface]);
+        let found = attached(&topology, interface);
+        assert_eq!(found.xdp.map(|(mode, _)| mode), xdp, "{hook}: {output}");
+        assert_eq!(found.tc.map(|ids| ids.len()), tc, "{hook}: {output}");
+        for value in [json(&output), json(&gate(&topology, &["status", "--json"]))] {
+            let hooks = value["interfaces"][0]["hooks"].as_array().unwrap().clone();
+            let names: Vec<&str> = hooks.iter().filter_map(|it| it["hook"].as_str()).collect();
+            assert_eq!(names, told, "{hook}: {value}");
+        }
     }
 }
 
@@ -324,7 +405,7 @@ fn a_wrong_command_line_is_a_usage_error_of_one_line() {
         (vec!["up"], "<INTERFACE>"),
         (vec!["up", "--held", "0", INTERFACE], "--held"),
         (vec!["up", "--held", "many", INTERFACE], "--held"),
-        (vec!["up", "--hook", "tc", INTERFACE], "--hook"),
+        (vec!["up", "--hook", "nfqueue", INTERFACE], "--hook"),
         (vec!["hold"], "<ENDPOINT>"),
         (vec!["drop"], "<ENDPOINT>"),
         (vec!["reject"], "<ENDPOINT>"),
@@ -411,6 +492,25 @@ fn without_rights_every_verb_says_so_and_changes_nothing() {
 }
 
 #[test]
+fn without_the_right_to_send_again_nothing_is_held_on_loopback() {
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", "lo"]);
+    for args in [
+        &["hold", "127.0.0.1:8080"][..],
+        &["restart", "127.0.0.1:8080", "--", "true"],
+    ] {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--bounding-set=-net_raw", "--inh-caps=-net_raw"])
+            .arg(exe::gate().unwrap())
+            .args(args);
+        let output = topology.output(Side::Server, &mut command, LIMIT).unwrap();
+        assert_refusal(&output, 4, &["CAP_NET_RAW", "loopback"]);
+        assert!(status(&topology).gates.is_empty(), "{output}");
+    }
+}
+
+#[test]
 fn a_root_without_capabilities_lacks_rights_too() {
     let topology = up();
     let before = snapshot(&topology);
@@ -451,13 +551,13 @@ fn without_bpffs_every_verb_says_how_to_mount_it() {
         let output = topology.output(Side::Server, &mut command, LIMIT).unwrap();
         assert_refusal(&output, 1, &["/sys/fs/bpf", "mount -t bpf bpf /sys/fs/bpf"]);
     }
-    assert_eq!(xdp(&topology, INTERFACE), None);
+    assert!(!attached(&topology, INTERFACE).is_any());
 }
 
 #[test]
 fn what_needs_the_gate_up_says_so_and_leaves_no_trace() {
     let topology = Topology::new().unwrap();
-    for args in CHANGES {
+    for args in CHANGES.into_iter().filter(|args| args[0] != "restart") {
         refused(&topology, args, 3, &["not up", "`gate up INTERFACE`"]);
     }
     refused(&topology, &["log"], 3, &["not up"]);
@@ -471,31 +571,22 @@ fn what_needs_the_gate_up_says_so_and_leaves_no_trace() {
     );
 }
 
-#[test]
-fn a_restart_that_is_not_up_does_not_run_its_command() {
-    let topology = Topology::new().unwrap();
-    let note = Path::new(SCRATCH).join("ran");
-    let args = ["restart", ENDPOINT, "--", "touch", note.to_str().unwrap()];
-    refused(&topology, &args, 3, &["not up"]);
-    assert!(!topology.run(Side::Server, || Ok(note.exists())).unwrap());
-}
-
 // ---- Twice is once ----
 
 #[test]
 fn up_twice_and_down_twice_are_done_already() {
     let topology = up();
-    let before = xdp(&topology, INTERFACE);
+    let before = attached(&topology, INTERFACE);
     let again = gate(&topology, &["up", INTERFACE]);
     assert!(again.stdout.contains("already"), "{again}");
-    assert!(before.is_some() && xdp(&topology, INTERFACE).is_some());
+    assert!(before.is_any() && attached(&topology, INTERFACE).is_any());
     let again = gate(&topology, &["up", "--json", INTERFACE, INTERFACE]);
     assert_eq!(json(&again)["interfaces"].as_array().unwrap().len(), 1);
     assert_eq!(json(&again)["interfaces"][0]["already"], true);
 
     let down = gate(&topology, &["down"]);
     assert!(down.stdout.contains(INTERFACE), "{down}");
-    assert_eq!(xdp(&topology, INTERFACE), None);
+    assert!(!attached(&topology, INTERFACE).is_any());
     assert!(
         !topology
             .run(Side::Server, || Ok(Path::new(ROOT).exists()))
@@ -510,9 +601,9 @@ fn down_has_detached_when_it_returns() {
     let topology = Topology::new().unwrap();
     for round in 0..10 {
         gate(&topology, &["up", INTERFACE]);
-        assert!(xdp(&topology, INTERFACE).is_some(), "round {round}");
+        assert!(attached(&topology, INTERFACE).is_any(), "round {round}");
         gate(&topology, &["down"]);
-        assert_eq!(xdp(&topology, INTERFACE), None, "round {round}");
+        assert!(!attached(&topology, INTERFACE).is_any(), "round {round}");
     }
 }
 
@@ -689,7 +780,7 @@ fn pins_of_another_version_are_named_and_down_then_up_repairs_that() {
             &topology,
             args,
             1,
-            &[&folder, "v0", "v1", "`gate down`", "`gate up`"],
+            &[&folder, "v0", "v2", "`gate down`", "`gate up`"],
         );
     }
     gate(&topology, &["down"]);
@@ -708,7 +799,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     shell(
         &topology,
         Side::Server,
-        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v1/7"),
+        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v2/7"),
     );
     gate(&topology, &["up", INTERFACE]);
     gate(&topology, &["hold", ENDPOINT]);
@@ -716,7 +807,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     let left = shell(
         &topology,
         Side::Server,
-        &format!("ls -d {ROOT}/v0/7 {ROOT}/v1/7"),
+        &format!("ls -d {ROOT}/v0/7 {ROOT}/v2/7"),
     );
     assert_eq!(left.lines().count(), 2, "{left}");
 }
@@ -739,7 +830,7 @@ fn a_pin_of_another_size_is_named_and_down_then_up_repairs_that() {
         refused(&topology, args, 1, &words);
     }
     gate(&topology, &["down"]);
-    assert_eq!(xdp(&topology, INTERFACE), None);
+    assert!(!attached(&topology, INTERFACE).is_any());
     gate(&topology, &["up", INTERFACE]);
     gate(&topology, &["hold", ENDPOINT]);
 }
@@ -776,7 +867,7 @@ fn a_root_folder_that_others_can_enter_or_own_is_refused() {
         });
         on_path(&topology, ROOT, spoil);
         refused(&topology, &["up", INTERFACE], 1, &[ROOT, "0700"]);
-        assert_eq!(xdp(&topology, INTERFACE), None);
+        assert!(!attached(&topology, INTERFACE).is_any());
 
         // One that was gate's own.
         let topology = up();
@@ -787,7 +878,7 @@ fn a_root_folder_that_others_can_enter_or_own_is_refused() {
         {
             refused(&topology, args, 1, &[ROOT, "0700"]);
         }
-        assert!(xdp(&topology, INTERFACE).is_some());
+        assert!(attached(&topology, INTERFACE).is_any());
     }
 }
 
@@ -927,7 +1018,10 @@ fn a_restart_whose_command_fails_answers_in_json_and_passes_the_code_on() {
 fn status_shows_the_attachments_the_gates_and_what_they_hold() {
     let topology = up();
     let text = gate(&topology, &["status"]).stdout;
-    assert!(text.contains("eth0: attached, hook xdp-generic"), "{text}");
+    assert!(
+        text.contains("eth0: attached, hooks tc-ingress, tc-egress"),
+        "{text}"
+    );
     gate(&topology, &["hold", ENDPOINT]);
     gate(&topology, &["reject", "*:9090"]);
     let client = Clients::one(&topology, server_v4(PORT));

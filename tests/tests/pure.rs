@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use gate_common::abi::Counter;
+use gate_common::abi::{CAPTURE_LEN, Counter};
 use gate_common::checksum::{Damaged, Found, complete};
 use gate_common::flow::GateId;
 use gate_common::parse::{Frame, Syn, locate};
 use gate_common::state::{BootTime, Closed, StateWord};
 use gate_tests::kernel::{Action, Pure, Setup};
 use gate_tests::packet::{Checksum, Spec, extension, options_header};
+use gate_userspace::hooks::Slot;
 use proptest::prelude::*;
 
 prop_compose! {
@@ -127,8 +128,9 @@ proptest! {
             endpoints: vec![(syn.attempt.flow.endpoint, gate)],
             words: vec![(gate, StateWord::closed(mode, deadline))],
             released: Vec::new(),
+            checks: Vec::new(),
         };
-        let effect = Pure::new(setup, BootTime(1_000_000)).judge(&frame);
+        let effect = Pure::new(Slot::Xdp, setup, BootTime(1_000_000)).judge(&frame);
         if closed {
             prop_assert_ne!(effect.action, Action::Pass);
         } else {
@@ -137,7 +139,7 @@ proptest! {
         }
         prop_assert_eq!(
             effect.held.is_some(),
-            closed && mode == Closed::Hold && spec.payload.is_empty() && syn.end <= 256
+            closed && mode == Closed::Hold && spec.payload.is_empty() && syn.end <= CAPTURE_LEN
         );
     }
 }

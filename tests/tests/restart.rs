@@ -288,7 +288,7 @@ fn an_interface_that_went_with_what_it_held_is_reported() {
     shell(&topology, Side::Server, &format!("ip link del {INTERFACE}"));
     let output = gate(&topology, &["open", ENDPOINT]);
     assert!(
-        output.stdout.contains("1 dropped, their interface is gone"),
+        output.stdout.contains("1 dropped: their interface is gone"),
         "{output}"
     );
     let text = gate(&topology, &["status"]).stdout;
@@ -835,7 +835,8 @@ fn captured_syns(mut capture: &File) -> Vec<u16> {
 #[test]
 fn what_is_held_reaches_the_stack_once_and_in_order() {
     const COUNT: u16 = 100;
-    let topology = up();
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", "--hook", "xdp-generic", INTERFACE]);
     let _listener = listen(&topology, TARGET);
     // XDP comes before the capture, so what is withheld does not show.
     let capture = capture(&topology);

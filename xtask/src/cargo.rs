@@ -2,11 +2,12 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
-use crate::process::{output, run};
+use crate::process::{line, output, run};
 
 /// Cargo, in the workspace.
 pub fn cargo() -> Command {
@@ -45,6 +46,59 @@ pub fn build(args: &[&str]) -> Result<()> {
     run(cargo().args(["build", "--locked"]).args(args))
 }
 
+/// A program of tests.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TestProgram {
+    /// Its package and target, for people.
+    pub name: String,
+    /// The program.
+    pub path: PathBuf,
+    /// The folder of its package, in which cargo runs it.
+    pub folder: PathBuf,
+}
+
+/// Builds the programs of tests that `args` select, without running them.
+pub fn build_tests(args: &[&str]) -> Result<Vec<TestProgram>> {
+    let messages = ["--no-run", "--message-format=json-render-diagnostics"];
+    let mut test = cargo();
+    test.args(["test", "--locked"]).args(messages).args(args);
+    let printed = test
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("run {}", line(&test)))?;
+    if !printed.status.success() {
+        bail!("{} failed ({})", line(&test), printed.status);
+    }
+    test_programs(&String::from_utf8_lossy(&printed.stdout))
+}
+
+/// Reads cargo's messages.
+fn test_programs(messages: &str) -> Result<Vec<TestProgram>> {
+    let mut programs = Vec::new();
+    for message in messages.lines() {
+        let message: Value =
+            serde_json::from_str(message).context("read what cargo says of its builds")?;
+        if message["profile"]["test"] != true {
+            continue;
+        }
+        if let (Some(path), Some(manifest), Some(target)) = (
+            message["executable"].as_str(),
+            message["manifest_path"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
+            let folder = Path::new(manifest).parent().unwrap_or(Path::new("/"));
+            let package = folder.file_name().unwrap_or_default().to_string_lossy();
+            programs.push(TestProgram {
+                name: format!("{package} {target}"),
+                path: path.into(),
+                folder: folder.to_owned(),
+            });
+        }
+    }
+    Ok(programs)
+}
+
 /// A binary that [`build`] made, in the folder `profile`.
 pub fn binary(profile: &str, name: &str) -> Result<PathBuf> {
     // We are <target>/<profile>/xtask, wherever the caller wants the target folder.
@@ -64,4 +118,22 @@ pub fn host() -> Result<String> {
         .find_map(|line| line.strip_prefix("host: "))
         .map(str::to_owned)
         .context("find the host in what cargo -vV prints")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_programs_of_tests_are_taken() {
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"name":"x"},"profile":{"test":false},"executable":"/t/x"}
+{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"name":"y"},"profile":{"test":true},"executable":"/t/y-1"}
+{"reason":"build-finished","success":true}"#;
+        let expected = TestProgram {
+            name: "a y".to_owned(),
+            path: "/t/y-1".into(),
+            folder: "/w/a".into(),
+        };
+        assert_eq!(test_programs(messages).unwrap(), [expected]);
+    }
 }

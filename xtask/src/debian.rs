@@ -12,6 +12,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{found, output, run};
 
+/// The keys of Debian's archive, where Debian's own package puts them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// What [`mirror`] reads of each of apt's indexes.
+const INDEX: &str = "$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)";
+
 /// One package as `apt-cache show` tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Package {
@@ -51,7 +57,48 @@ impl Apt {
 
     /// Reads the package lists anew, into `folder`.
     pub fn open(folder: &Path) -> Result<Self> {
-        let folder = folder.join("apt");
+        let mut apt = Self::prepare(folder.join("apt"), "")?;
+        apt.update();
+        Ok(apt)
+    }
+
+    /// The same for suites of Debian's archive, as `sid`, from the mirror that the system uses. The
+    /// last of them goes before the others.
+    pub fn of_suites(&self, suites: &[&str]) -> Result<Self> {
+        let indexes = output(&mut self.command(
+            "apt-get",
+            ["indextargets", "--format", INDEX, "Created-By: Packages"],
+        ))?;
+        let Some(mirror) = mirror(&indexes) else {
+            bail!("none of apt's sources is Debian's own archive: add one");
+        };
+        let signed = if Path::new(KEYRING).exists() {
+            format!("[signed-by={KEYRING}] ")
+        } else {
+            String::new()
+        };
+        let folder = self.folder.join("suites");
+        let sources = folder.join("sources.list");
+        let configuration = format!(
+            "APT::Default-Release \"{}\";\n\
+             Dir::Etc::sourcelist \"{}\";\n\
+             Dir::Etc::sourceparts \"{}/none\";\n",
+            suites.last().copied().unwrap_or_default(),
+            sources.display(),
+            folder.display()
+        );
+        let mut apt = Self::prepare(folder, &configuration)?;
+        let lines: String = suites
+            .iter()
+            .map(|suite| format!("deb {signed}{mirror} {suite} main\n"))
+            .collect();
+        fs::write(&sources, lines).with_context(|| format!("write {}", sources.display()))?;
+        apt.update();
+        Ok(apt)
+    }
+
+    /// Makes the folders, and a configuration of the system's and `more`.
+    fn prepare(folder: PathBuf, more: &str) -> Result<Self> {
         for part in [
             "lists/partial",
             "cache/archives/partial",
@@ -64,7 +111,8 @@ impl Apt {
         }
         let system = output(Command::new("apt-config").arg("dump"))?;
         let configuration = folder.join("apt.conf");
-        fs::write(&configuration, private_configuration(&system, &folder))
+        let text = private_configuration(&system, &folder) + more;
+        fs::write(&configuration, text)
             .with_context(|| format!("write {}", configuration.display()))?;
         let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
         let states = output(Command::new("dpkg-query").args([
@@ -72,16 +120,18 @@ impl Apt {
             "-f",
             "${db:Status-Status} ${Architecture} ${Package}\\n",
         ]))?;
-        let mut apt = Self {
+        Ok(Self {
             folder,
             lists_complete: true,
             installed: installed(&states, architecture.trim()),
-        };
+        })
+    }
+
+    fn update(&mut self) {
         eprintln!("Reading Debian's package lists (about 10 MB).");
         // A list that can't be read may be of a source that isn't needed: a missing package will
         // tell.
-        apt.lists_complete = run(&mut apt.command("apt-get", ["update"])).is_ok();
-        Ok(apt)
+        self.lists_complete = run(&mut self.command("apt-get", ["update"])).is_ok();
     }
 
     /// The candidates of these names; a name that apt doesn't know is left out.
@@ -155,6 +205,12 @@ impl Apt {
             .env("LC_ALL", "C");
         command
     }
+}
+
+/// Where the system has Debian's archive from.
+fn mirror(indexes: &str) -> Option<&str> {
+    let wanted = "Debian|Debian|main|";
+    indexes.lines().find_map(|line| line.strip_prefix(wanted))
 }
 
 /// The folders for LD_LIBRARY_PATH in an unpacked tree.
@@ -408,6 +464,15 @@ Size: 1
         let states = "installed amd64 libc6\ninstalled i386 libz3-4\nconfig-files amd64 nginx\ninstalled all adduser\n";
         let expected = ["adduser", "libc6"].map(str::to_owned);
         assert_eq!(installed(states, "amd64"), BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn the_mirror_is_that_of_debians_archive() {
+        let indexes = "Debian|Debian-Security|main|http://mirror/debian-security/\n\
+                       Ubuntu|Ubuntu|main|http://mirror/ubuntu/\n\
+                       Debian|Debian|main|http://mirror/debian/\n";
+        assert_eq!(mirror(indexes), Some("http://mirror/debian/"));
+        assert_eq!(mirror(""), None);
     }
 
     #[test]

@@ -5,14 +5,16 @@ mod cargo;
 mod debian;
 mod linker;
 mod lint;
-mod nginx;
 mod process;
+mod programs;
 #[allow(dead_code, reason = "gate-userspace/build.rs reads what this writes")]
 mod recipe;
 mod rustc;
 mod rustup;
+mod tally;
 mod tests;
 mod toolchain;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +58,8 @@ enum Task {
         /// Run only the tests whose names contain one of these
         filters: Vec<String>,
     },
+    /// Run the tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// Check formatting, lints and documentation
     Lint,
 }
@@ -70,6 +74,12 @@ enum Bench {
     },
     /// How much later than its outage the latest request is when nginx restarts
     Restart {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// What a gate leaves of the throughput and of new connections a second
+    Throughput {
         /// Arguments for the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
@@ -103,10 +113,15 @@ fn perform(task: Task) -> Result<ExitCode> {
             return lab(&["bench", "datapath"], args, Vec::new());
         }
         Task::Bench(Bench::Restart { args }) => {
-            let nginx = nginx::ensure(&Cache::open()?)?;
+            let nginx = programs::nginx(&Cache::open()?)?;
             return lab(&["bench", "restart"], args, nginx);
         }
+        Task::Bench(Bench::Throughput { args }) => {
+            let iperf3 = programs::iperf3(&Cache::open()?)?;
+            return lab(&["bench", "throughput"], args, iperf3);
+        }
         Task::Test { filters } => return tests::run(&filters),
+        Task::Vm(options) => return vm::run(&options),
         Task::Lint => {
             toolchain::ensure(&Cache::open()?)?;
             lint::run()?;

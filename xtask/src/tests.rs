@@ -1,8 +1,7 @@
 //! `cargo xtask test`: all tests, and one line that sums them up.
 
-use std::fmt;
+use std::fs;
 use std::io::{BufRead, BufReader, Write, stdout};
-use std::ops::AddAssign;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -11,21 +10,17 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::cargo::{self, cargo};
 use crate::process::{Root, line};
-use crate::{nginx, toolchain};
+use crate::tally::{Tally, skipped};
+use crate::{programs, toolchain};
 
 /// The package whose tests drive real traffic.
 const LIVE: &str = "--package=gate-tests";
 
+/// The variable that names the file into which a test writes that it can't run, and why.
+pub const SKIPS: &str = "GATE_SKIPS";
+
 /// All but the documentation's examples, which cargo runs by themselves.
 const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
-
-/// How tests ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
 
 /// Runs the tests whose names contain one of `filters`, or all.
 pub fn run(filters: &[String]) -> Result<ExitCode> {
@@ -58,10 +53,11 @@ pub fn run(filters: &[String]) -> Result<ExitCode> {
 fn prepare() -> Result<Vec<(&'static str, PathBuf)>> {
     let cache = Cache::open()?;
     toolchain::ensure(&cache)?;
-    let mut variables = nginx::ensure(&cache)?;
+    let mut variables = programs::ensure(&cache)?;
     drop(cache);
     cargo::build(&["--package=gate-userspace", LIVE])?;
     variables.push(("GATE_BIN", cargo::binary("debug", "gate")?));
+    variables.push((SKIPS, cargo::binary("debug", "skipped-tests")?));
     Ok(variables)
 }
 
@@ -86,7 +82,17 @@ fn live(filters: &[String], variables: &[(&str, PathBuf)]) -> Result<Tally> {
             return Ok(Tally::broken());
         }
     }
-    suite("live", &mut test)
+    let skips = variables.iter().find(|(name, _)| *name == SKIPS);
+    if let Some((_, file)) = skips {
+        fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
+    }
+    let mut tally = suite("live", &mut test)?;
+    if let Some((_, file)) = skips {
+        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        print!("{text}");
+        tally.skip(skipped(&text));
+    }
+    Ok(tally)
 }
 
 fn cargo_test() -> Command {
@@ -129,105 +135,4 @@ fn suite(name: &str, test: &mut Command) -> Result<Tally> {
         tally += Tally::broken();
     }
     Ok(tally)
-}
-
-impl Tally {
-    /// A whole run that came to nothing counts as one failure.
-    const fn broken() -> Self {
-        Self {
-            passed: 0,
-            failed: 1,
-            skipped: 0,
-        }
-    }
-
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let mut tally = Self::default();
-        for count in counts.split("; ") {
-            let Some((number, word)) = count.split_once(' ') else {
-                continue;
-            };
-            match word {
-                "passed" => tally.passed = number.parse().ok()?,
-                "failed" => tally.failed = number.parse().ok()?,
-                "ignored" => tally.skipped = number.parse().ok()?,
-                _ => {}
-            }
-        }
-        Some(tally)
-    }
-
-    /// Nothing run is no success either.
-    fn code(self) -> ExitCode {
-        if self.failed == 0 && self.passed > 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            passed,
-            failed,
-            skipped,
-        } = self;
-        write!(out, "{passed} passed, {failed} failed, {skipped} skipped")
-    }
-}
-
-#[cfg(test)]
-#[expect(
-    clippy::module_inception,
-    reason = "the module under test is called tests"
-)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn result_lines_are_counted() {
-        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 5 filtered out; finished in 0.01s";
-        let tally = Tally::parse(line).unwrap();
-        assert_eq!(tally.to_string(), "12 passed, 3 failed, 4 skipped");
-        assert_eq!(Tally::parse("test a::b ... ok"), None);
-        assert_eq!(Tally::parse("     test result: ok. 1 passed"), None);
-    }
-
-    #[test]
-    fn sums_add_up() {
-        let mut total = Tally::parse("test result: ok. 2 passed; 0 failed; 0 ignored").unwrap();
-        total += Tally::broken();
-        assert_eq!(total.to_string(), "2 passed, 1 failed, 0 skipped");
-    }
-
-    #[test]
-    fn only_passing_tests_make_a_success() {
-        let code = |passed, failed| {
-            format!(
-                "{:?}",
-                Tally {
-                    passed,
-                    failed,
-                    skipped: 1
-                }
-                .code()
-            )
-        };
-        let success = format!("{:?}", ExitCode::SUCCESS);
-        assert_eq!(code(1, 0), success);
-        assert_ne!(code(0, 0), success);
-        assert_ne!(code(1, 1), success);
-    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,15 +19,16 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::command::{ended, find, spawn, stop};
 use super::{Action, Event, Machine, Outcome, Phase};
 use crate::clock;
-use crate::datapath;
+use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::health::{Check, Checker};
 use crate::pins::{Lock, Pins, RestartLock};
+use crate::reach;
 use crate::release::{Released, Replayer, release};
 use crate::sockets;
 use crate::status::{Waiting, waiting};
-use crate::tables::Tables;
+use crate::tables::{Checks, Tables};
 
 /// Between two looks at the queues, and between a failed check and the next: what is held waits
 /// for this, too.
@@ -72,6 +74,8 @@ pub struct Moment {
 
 /// Told of what goes on.
 pub trait Progress {
+    /// This was attached for the time of the restart.
+    fn attached(&mut self, attached: &[Upped]);
     /// The gate was closed.
     fn closed(&mut self, endpoints: &[Endpoint], max_hold: Duration);
     /// The command was started.
@@ -91,6 +95,8 @@ pub trait Progress {
 pub struct Summary {
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// What was attached for its time.
+    pub attached: Vec<Upped>,
     /// How it ended.
     pub outcome: Outcome,
     /// From closing to opening.
@@ -124,21 +130,53 @@ struct Held {
 /// and then the lease opens the gate.
 pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> Result<Summary> {
     let program = find(&request.command)?;
-    let mut signals = Signals::new()?;
+    let signals = Signals::new()?;
+    let closing = close(pins, &request.endpoints, request.max_hold)?;
+    let ended = drive(pins, request, progress, program, signals, closing).await;
+    let detached = match pins.lock() {
+        // A `gate down` was first.
+        Err(Error::NotUp) => Ok(()),
+        lock => lock.and_then(|lock| datapath::detach_temporary(pins, lock)),
+    };
+    if let Err(error) = detached {
+        progress.note(&format!(
+            "could not detach: {error}; `gate down` tries again"
+        ));
+    }
+    ended
+}
+
+async fn drive(
+    pins: &Pins,
+    mut request: Request,
+    progress: &mut dyn Progress,
+    program: PathBuf,
+    mut signals: Signals,
+    closing: Closing,
+) -> Result<Summary> {
     let Closing {
+        notes,
+        passes,
+        listening,
+        attached,
         mut tables,
         mut replayer,
         held,
         closed_at,
         deadline,
         before,
-    } = close(pins, &request.endpoints, request.max_hold)?;
+    } = closing;
+    request.checker.pass(passes);
+    progress.attached(&attached);
+    for note in &notes {
+        progress.note(note);
+    }
     progress.closed(&request.endpoints, request.max_hold);
 
     let gates: Vec<GateId> = held.iter().map(|held| held.gate).collect();
     let mut machine = Machine::new(closed_at, deadline, QUIESCE);
     let mut child: Option<Child> = None;
-    let mut checks: Option<Checks> = None;
+    let mut checks: Option<Watch> = None;
     let last_failure = LastFailure::default();
     let mut queues = interval(POLL);
     queues.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,6 +228,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
                     progress.checking(clock::between(closed_at, clock::now()), &list);
                     checks = Some(watch(
                         must_listen(&request),
+                        listening.clone(),
                         list,
                         request.checker.clone(),
                         last_failure.clone(),
@@ -213,6 +252,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
         after.counts[index].saturating_sub(before.counts[index])
     };
     Ok(Summary {
+        attached,
         outcome: machine.outcome().unwrap_or(Outcome::Healthy),
         closed_for: clock::between(closed_at, opened.at),
         released: opened.released,
@@ -227,6 +267,12 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
 
 /// What [`close`] did, and all that opening will need.
 struct Closing {
+    /// What the operator should know of where it is attached.
+    notes: Vec<String>,
+    passes: Checks,
+    /// The endpoints that had a listener here when they were closed.
+    listening: Vec<Endpoint>,
+    attached: Vec<Upped>,
     tables: Tables,
     replayer: Replayer,
     held: Vec<Held>,
@@ -237,23 +283,52 @@ struct Closing {
 
 /// Closes the gates of all endpoints, or none.
 fn close(pins: &Pins, endpoints: &[Endpoint], max_hold: Duration) -> Result<Closing> {
-    let lock = pins.lock()?;
-    datapath::check_attached(pins)?;
+    let lock = pins.lock_or_create()?;
+    let attached = pins
+        .check_version()
+        .and_then(|()| datapath::attach_temporarily(pins, &lock, endpoints));
+    let closed =
+        attached.and_then(|attached| close_locked(pins, &lock, endpoints, max_hold, attached));
+    if closed.is_err() {
+        if pins.exist() {
+            // The first failure counts.
+            let _second = datapath::detach_temporary(pins, lock);
+        } else {
+            pins.remove_empty(lock);
+        }
+    }
+    closed
+}
+
+fn close_locked(
+    pins: &Pins,
+    lock: &Lock,
+    endpoints: &[Endpoint],
+    max_hold: Duration,
+    attached: Vec<Upped>,
+) -> Result<Closing> {
+    let mut notes = reach::check(endpoints, &datapath::live(pins)?)?;
+    if !attached.is_empty() {
+        notes.extend(reach::left_out()?);
+    }
     let mut tables = Tables::open(pins)?;
-    let replayer = Replayer::load(pins, &lock)?;
-    tables.settle(&lock, clock::now())?;
+    let passes = Checks::open(pins)?;
+    let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
+    let listening = endpoints.iter().copied().filter(listens).collect();
+    let replayer = Replayer::load(pins, lock)?;
+    tables.settle(lock, clock::now())?;
     let endpoints: BTreeSet<Endpoint> = endpoints.iter().copied().collect();
-    let gates = tables.define_all(&lock, &endpoints, clock::now())?;
+    let gates = tables.define_all(lock, &endpoints, clock::now())?;
     let mut claims = Vec::new();
     for (endpoint, gate) in gates {
-        let Some(claim) = pins.claim_restart(&lock, gate)? else {
+        let Some(claim) = pins.claim_restart(lock, gate)? else {
             return Err(Error::RestartUnderWay { endpoint });
         };
         claims.push((endpoint, gate, claim));
     }
     let closed_at = clock::now();
     let deadline = clock::after(closed_at, max_hold);
-    let word = StateWord::closed(Closed::Hold, deadline);
+    let word = StateWord::closed(Closed::Hold, deadline).with_checks();
     let held: Vec<Held> = claims
         .into_iter()
         .map(|(endpoint, gate, claim)| Held {
@@ -265,9 +340,13 @@ fn close(pins: &Pins, endpoints: &[Endpoint], max_hold: Duration) -> Result<Clos
         .collect();
     let before = counts(&tables, &held)?;
     for held in &held {
-        tables.close(&lock, held.gate, word, clock::now())?;
+        tables.close(lock, held.gate, word, clock::now())?;
     }
     Ok(Closing {
+        notes,
+        passes,
+        listening,
+        attached,
         tables,
         replayer,
         held,
@@ -371,9 +450,9 @@ impl LastFailure {
     }
 }
 
-type Checks = Pin<Box<dyn Future<Output = ()>>>;
+type Watch = Pin<Box<dyn Future<Output = ()>>>;
 
-async fn healthy(checks: &mut Option<Checks>) {
+async fn healthy(checks: &mut Option<Watch>) {
     match checks {
         Some(checks) => checks.await,
         None => std::future::pending().await,
@@ -383,13 +462,16 @@ async fn healthy(checks: &mut Option<Checks>) {
 /// Waits until each local endpoint has a listener and every check has passed once.
 fn watch(
     endpoints: Vec<Endpoint>,
+    listening: Vec<Endpoint>,
     checks: Vec<Check>,
     checker: Checker,
     last: LastFailure,
-) -> Checks {
+) -> Watch {
     Box::pin(async move {
         for endpoint in endpoints {
-            while sockets::listeners(endpoint).is_ok_and(|listeners| listeners == 0) {
+            while sockets::listeners(endpoint).is_ok_and(|listeners| listeners == 0)
+                && !is_published(endpoint, &listening, &checker).await
+            {
                 last.set(format!("nothing listens on {endpoint}"));
                 sleep(POLL).await;
             }
@@ -420,6 +502,18 @@ fn must_listen(request: &Request) -> Vec<Endpoint> {
     };
     let endpoints = request.endpoints.iter();
     endpoints.copied().filter(is_local).collect()
+}
+
+/// Whether an endpoint that never had a listener here takes connections all the same: a port that
+/// is published for a backend elsewhere.
+async fn is_published(endpoint: Endpoint, listening: &[Endpoint], checker: &Checker) -> bool {
+    match endpoint.address {
+        Some(address) if !listening.contains(&endpoint) => {
+            let target = SocketAddr::new(address, endpoint.port).to_string();
+            checker.run(&Check::Tcp(target)).await.is_ok()
+        }
+        _ => false,
+    }
 }
 
 /// The checks that were asked for, or a connection to each endpoint with an address.

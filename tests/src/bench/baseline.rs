@@ -1,31 +1,58 @@
-//! An XDP program of two instructions that passes every packet: what anything costs at the least.
+//! A program of two instructions that passes every packet: what anything costs at the least.
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
+use gate_common::abi::Direction;
+use gate_userspace::hooks::Slot;
+use gate_userspace::sys;
+use nix::net::if_::if_nametoindex;
+
+use crate::foreign::unlimited_memory;
 
 /// `r0 = XDP_PASS; exit`, in the kernel's encoding (struct bpf_insn).
-const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
+const XDP_PASS: [u64; 2] = [0x0000_0002_0000_00b7, EXIT];
+/// `r0 = TC_ACT_UNSPEC; exit`.
+const TC_PASS: [u64; 2] = [0xffff_ffff_0000_00b7, EXIT];
+const EXIT: u64 = 0x0000_0000_0000_0095;
 
 /// The loaded program.
 pub struct Baseline(OwnedFd);
 
 impl Baseline {
-    /// Loads it. Needs root.
-    pub fn load() -> Result<Self> {
+    /// Loads the one for a hook. Needs root.
+    pub fn load(slot: Slot) -> Result<Self> {
+        let (kind, program) = match slot {
+            Slot::Xdp => (bpf_prog_type::BPF_PROG_TYPE_XDP, XDP_PASS),
+            Slot::TcIngress | Slot::TcEgress => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, TC_PASS),
+        };
         let license = c"GPL";
         // SAFETY: bpf_attr is a union of integers and arrays, for which zero is valid.
         let mut attr: bpf_attr = unsafe { zeroed() };
-        attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
-        attr.__bindgen_anon_3.insns = PASS.as_ptr() as u64;
-        attr.__bindgen_anon_3.insn_cnt = PASS.len() as u32;
+        attr.__bindgen_anon_3.prog_type = kind as u32;
+        attr.__bindgen_anon_3.insns = program.as_ptr() as u64;
+        attr.__bindgen_anon_3.insn_cnt = program.len() as u32;
         attr.__bindgen_anon_3.license = license.as_ptr() as u64;
+        unlimited_memory();
         let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("BPF_PROG_LOAD")?;
         // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Attaches it by TCX to an interface of the calling thread's network namespace, until what is
+    /// returned is dropped; none where the kernel has no TCX.
+    pub fn attach(&self, interface: &str, direction: Direction) -> Result<Option<OwnedFd>> {
+        let index = if_nametoindex(interface).with_context(|| format!("find {interface}"))?;
+        if sys::tcx_programs(index, direction)?.is_none() {
+            return Ok(None);
+        }
+        let link = sys::attach_tcx(self.0.as_fd(), index, direction);
+        Ok(Some(
+            link.with_context(|| format!("attach to {interface}"))?,
+        ))
     }
 
     /// The nanoseconds that one run takes, the kernel's own mean over `repeat` runs.

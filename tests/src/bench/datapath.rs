@@ -4,20 +4,25 @@
 //! machine does meets all of them; the difference is taken within a round. The kernel reports
 //! whole nanoseconds, so the mean of the middle half of the rounds counts, which shows tenths.
 
-use anyhow::{Context, Result};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
-use clap::Args;
+use anyhow::Result;
+use aya::programs::TestRunOptions;
+use clap::{Args, ValueEnum};
 use gate_common::flow::{Address, EndpointKey, GateId, Port};
 use gate_common::state::{BootTime, Closed, StateWord};
+use gate_userspace::hooks::Slot;
 use serde_json::json;
 
 use super::baseline::Baseline;
 use crate::kernel::{Kernel, Setup};
 use crate::packet::{Spec, flags};
+use crate::topology::{CLIENT_V6, SERVER_V6};
 
 /// The command line of `gate-lab bench datapath`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
+    /// The program to measure
+    #[arg(long, value_enum, default_value_t = Hook::Xdp)]
+    pub hook: Hook,
     /// Packets in one measurement
     #[arg(long, default_value_t = 1_000_000)]
     pub repeat: u32,
@@ -27,6 +32,27 @@ pub struct Options {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// One of the data path's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    /// What looks at packets in the NIC's driver
+    Xdp,
+    /// What looks at packets that come in
+    TcIngress,
+    /// What looks at packets that go out
+    TcEgress,
+}
+
+impl From<Hook> for Slot {
+    fn from(hook: Hook) -> Self {
+        match hook {
+            Hook::Xdp => Self::Xdp,
+            Hook::TcIngress => Self::TcIngress,
+            Hook::TcEgress => Self::TcEgress,
+        }
+    }
 }
 
 /// One thing to measure.
@@ -49,7 +75,16 @@ struct Row {
 
 /// Measures and prints.
 pub fn datapath(options: &Options) -> Result<()> {
+    let slot = Slot::from(options.hook);
     let data = Spec {
+        flags: flags::ACK,
+        payload: vec![0; 1_400],
+        ..Spec::default()
+    }
+    .build();
+    let data_v6 = Spec {
+        source: CLIENT_V6.into(),
+        destination: SERVER_V6.into(),
         flags: flags::ACK,
         payload: vec![0; 1_400],
         ..Spec::default()
@@ -62,7 +97,7 @@ pub fn datapath(options: &Options) -> Result<()> {
     }
     .build();
     let case = |name, promise, setup: Setup, frame: &[u8]| -> Result<Case> {
-        let mut kernel = Kernel::load()?;
+        let mut kernel = Kernel::load(slot)?;
         kernel.set(&setup)?;
         Ok(Case {
             name,
@@ -80,6 +115,12 @@ pub fn datapath(options: &Options) -> Result<()> {
             Some(5.0),
             other_closed.clone(),
             &data,
+        )?,
+        case(
+            "IPv6 data, a gate closed",
+            Some(5.0),
+            other_closed.clone(),
+            &data_v6,
         )?,
         case("SYN, no gate closed", Some(2.0), idle, &syn)?,
         case(
@@ -102,14 +143,14 @@ pub fn datapath(options: &Options) -> Result<()> {
             &syn,
         )?,
     ];
-    let baseline = Baseline::load()?;
+    let baseline = Baseline::load(slot)?;
 
     let mut base = Vec::new();
     let mut costs: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
     for _ in 0..options.rounds.max(1) {
         base.push(baseline.run(&data, options.repeat)?);
         for (case, costs) in cases.iter().zip(&mut costs) {
-            costs.push(run(case.kernel.program()?, &case.frame, options.repeat)?);
+            costs.push(run(&case.kernel, &case.frame, options.repeat)?);
         }
     }
     let rows: Vec<Row> = cases
@@ -155,14 +196,12 @@ fn gates(other: Option<(u16, Closed)>, own: Option<Closed>) -> Setup {
 }
 
 /// The nanoseconds that one run takes, the kernel's own mean over `repeat` runs.
-fn run(program: &Xdp, frame: &[u8], repeat: u32) -> Result<f64> {
-    let result = program
-        .test_run(TestRunOptions {
-            data_in: Some(frame),
-            repeat,
-            ..TestRunOptions::new()
-        })
-        .context("BPF_PROG_TEST_RUN of gate_xdp")?;
+fn run(kernel: &Kernel, frame: &[u8], repeat: u32) -> Result<f64> {
+    let result = kernel.run(TestRunOptions {
+        data_in: Some(frame),
+        repeat,
+        ..TestRunOptions::new()
+    })?;
     Ok(result.duration.as_nanos() as f64)
 }
 
@@ -183,6 +222,7 @@ fn print(options: &Options, base: f64, rows: &[Row]) {
         let (repeat, rounds) = (options.repeat, options.rounds);
         let all = json!({
             "version": 1,
+            "hook": Slot::from(options.hook).name(),
             "baseline_ns": base,
             "repeat": repeat,
             "rounds": rounds,
@@ -206,8 +246,10 @@ fn print(options: &Options, base: f64, rows: &[Row]) {
         );
     }
     println!(
-        "middle halves of {} rounds of {} packets, all in this run",
-        options.rounds, options.repeat
+        "middle halves of {} rounds of {} packets at {}, all in this run",
+        options.rounds,
+        options.repeat,
+        Slot::from(options.hook).name()
     );
 }
 

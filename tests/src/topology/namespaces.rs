@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use super::{SCRATCH, Side, lock, wire};
+use super::{Place, SCRATCH, lock, wire};
 
 /// The namespaces of one topology.
 pub(super) struct Namespaces {
@@ -77,22 +77,23 @@ impl Drop for Keeper {
 }
 
 impl Namespaces {
-    /// Moves the calling thread into `side`.
-    pub(super) fn enter(&self, side: Side) -> Result<()> {
-        self.enter_with(side, &self.mounts)
+    /// Moves the calling thread into `place`.
+    pub(super) fn enter(&self, place: &Place) -> Result<()> {
+        self.enter_with(place, &self.mounts)
     }
 
-    /// Moves the calling thread into `side`, and its next children into the process namespace.
+    /// Moves the calling thread into `place`, and its next children into the process namespace.
     /// Such a thread can start processes, but no threads.
-    pub(super) fn enter_as_process(&self, side: Side) -> Result<()> {
-        self.enter_with(side, &self.process_mounts)?;
+    pub(super) fn enter_as_process(&self, place: &Place) -> Result<()> {
+        self.enter_with(place, &self.process_mounts)?;
         setns(&self.processes, CloneFlags::CLONE_NEWPID).context("setns(process namespace)")
     }
 
-    fn enter_with(&self, side: Side, mounts: &File) -> Result<()> {
-        let network = match side {
-            Side::Client => &self.client,
-            Side::Server => &self.server,
+    fn enter_with(&self, place: &Place, mounts: &File) -> Result<()> {
+        let network = match place {
+            Place::Client => &self.client,
+            Place::Server => &self.server,
+            Place::Other(network) => network,
         };
         // Changing mounts needs a root and a working folder of one's own, and resets them.
         let folder = std::env::current_dir().context("find the working folder")?;
@@ -101,7 +102,7 @@ impl Namespaces {
         std::env::set_current_dir(&folder)
             .with_context(|| format!("change to {}", folder.display()))?;
         setns(network, CloneFlags::CLONE_NEWNET)
-            .with_context(|| format!("setns(network namespace of the {side:?})"))
+            .with_context(|| format!("setns(network namespace of the {place})"))
     }
 
     /// Kills every process of the process namespace.
@@ -144,7 +145,7 @@ pub(super) fn build() -> Result<Namespaces> {
 }
 
 /// Moves the thread into a new network namespace and returns a hold on it.
-fn new_network() -> Result<File> {
+pub(super) fn new_network() -> Result<File> {
     unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
     this_thread("net")
 }

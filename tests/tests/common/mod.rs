@@ -15,17 +15,20 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use gate_common::abi::Counter;
-use gate_tests::topology::{INTERFACE, Output, Side, Topology};
+use gate_tests::exe;
+use gate_tests::topology::{INTERFACE, Output, Place, Side, Topology};
+use gate_userspace::attach::NO_TCX;
 use gate_userspace::endpoint::Endpoint;
 use gate_userspace::interfaces;
 use gate_userspace::pins::Pins;
 use gate_userspace::status::{self, GateStatus, Status};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 /// For what must come sooner or later.
-pub const LIMIT: Duration = Duration::from_secs(15);
+pub const LIMIT: Duration = Duration::from_secs(40);
 pub const MS: Duration = Duration::from_millis(1);
 /// The port of every backend here.
 pub const PORT: u16 = 8080;
@@ -52,6 +55,23 @@ pub fn gate<S: AsRef<OsStr>>(topology: &Topology, args: &[S]) -> Output {
     assert_eq!(output.code(), 0, "{output}");
     assert_eq!(output.stderr, "", "{output}");
     output
+}
+
+/// As [`gate`], as if the kernel had no TCX: it attaches by filters.
+#[track_caller]
+pub fn gate_by_filters<S: AsRef<OsStr>>(topology: &Topology, args: &[S]) -> Output {
+    let output = try_by_filters(topology, args);
+    assert_eq!(output.code(), 0, "{output}");
+    assert_eq!(output.stderr, "", "{output}");
+    output
+}
+
+/// As [`gate_by_filters`], however it ends.
+#[track_caller]
+pub fn try_by_filters<S: AsRef<OsStr>>(topology: &Topology, args: &[S]) -> Output {
+    let mut command = Command::new(exe::gate().unwrap());
+    command.args(args).env(NO_TCX, "1");
+    topology.output(Side::Server, &mut command, LIMIT).unwrap()
 }
 
 /// Runs `gate`, which must fail with this code and one line that has all of these words, print
@@ -86,10 +106,10 @@ pub fn assert_complaint(output: &Output, words: &[&str]) {
 
 /// Runs a shell line, which must exit with 0, and returns what it printed.
 #[track_caller]
-pub fn shell(topology: &Topology, side: Side, line: &str) -> String {
+pub fn shell(topology: &Topology, place: impl Into<Place>, line: &str) -> String {
     let mut command = Command::new("sh");
     topology
-        .output(side, command.args(["-c", line]), LIMIT)
+        .output(place, command.args(["-c", line]), LIMIT)
         .unwrap()
         .ok()
         .unwrap()
@@ -203,9 +223,130 @@ pub fn running(topology: &Topology, words: &str) -> usize {
 /// in the accept queue.
 #[track_caller]
 pub fn listen(topology: &Topology, address: SocketAddr) -> TcpListener {
+    listen_at(topology, Side::Server, address)
+}
+
+/// As [`listen`], in any namespace.
+#[track_caller]
+pub fn listen_at(topology: &Topology, place: impl Into<Place>, address: SocketAddr) -> TcpListener {
     topology
-        .run(Side::Server, || Ok(TcpListener::bind(address)?))
+        .run(place, || Ok(TcpListener::bind(address)?))
         .unwrap()
+}
+
+/// As [`listen_at`], perhaps bound to a device (`SO_BINDTODEVICE`).
+#[track_caller]
+pub fn listen_on(
+    topology: &Topology,
+    place: impl Into<Place>,
+    address: SocketAddr,
+    device: Option<&str>,
+) -> TcpListener {
+    let listener = topology.run(place, || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.bind_device(device.map(str::as_bytes))?;
+        socket.bind(&address.into())?;
+        socket.listen(128)?;
+        Ok(socket.into())
+    });
+    listener.unwrap()
+}
+
+/// How one client connects.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// To where.
+    pub target: SocketAddr,
+    /// From where; the kernel chooses a port where it is 0.
+    pub source: Option<SocketAddr>,
+    /// With which `SO_MARK`.
+    pub mark: u32,
+    /// Until when it tries.
+    pub limit: Duration,
+}
+
+impl Dial {
+    /// From anywhere.
+    pub fn to(target: SocketAddr) -> Self {
+        Self {
+            target,
+            source: None,
+            mark: 0,
+            limit: LIMIT,
+        }
+    }
+
+    /// From there.
+    pub fn from(self, source: SocketAddr) -> Self {
+        Self {
+            source: Some(source),
+            ..self
+        }
+    }
+
+    fn connect(&self) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
+        if self.mark != 0 {
+            socket.set_mark(self.mark)?;
+        }
+        if let Some(source) = self.source {
+            socket.bind(&source.into())?;
+        }
+        socket.connect_timeout(&self.target.into(), self.limit)?;
+        Ok(socket)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Connected, and not by a retransmission after the gate was open.
+    Connected,
+    /// Refused.
+    Refused,
+    /// Nobody answered in time.
+    TimedOut,
+    /// Otherwise.
+    Failed(ErrorKind),
+}
+
+/// A client at work.
+pub struct Dialling(JoinHandle<anyhow::Result<(Ended, Duration, Option<Socket>)>>);
+
+/// Starts a client.
+#[track_caller]
+pub fn dial(topology: &Topology, place: impl Into<Place>, how: Dial) -> Dialling {
+    let thread = topology.start(place, move || {
+        let start = Instant::now();
+        let result = how.connect();
+        let ended = match result.as_ref().map_err(io::Error::kind) {
+            Ok(_) => Ended::Connected,
+            Err(ErrorKind::ConnectionRefused) => Ended::Refused,
+            Err(ErrorKind::TimedOut) => Ended::TimedOut,
+            Err(other) => Ended::Failed(other),
+        };
+        Ok((ended, start.elapsed(), result.ok()))
+    });
+    Dialling(thread.unwrap())
+}
+
+impl Dialling {
+    /// Whether it has ended by now.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    pub fn finish(self) -> Ended {
+        self.finish_with_socket().0
+    }
+
+    /// Waits for the end; the time it took, and the connected socket.
+    #[track_caller]
+    pub fn finish_with_socket(self) -> (Ended, Duration, Option<Socket>) {
+        self.0.join().unwrap().unwrap()
+    }
 }
 
 /// How one attempt to connect ended.
@@ -233,6 +374,12 @@ impl Clients {
         Self::start(topology, target, 1, None)
     }
 
+    /// Starts one in any namespace.
+    #[track_caller]
+    pub fn one_at(topology: &Topology, place: impl Into<Place>, target: SocketAddr) -> Self {
+        Self::start_at(topology, place, target, 1, None)
+    }
+
     /// Starts `count` of them, in order; with a first port given each has the next one.
     #[track_caller]
     pub fn start(
@@ -241,10 +388,22 @@ impl Clients {
         count: usize,
         first_port: Option<u16>,
     ) -> Self {
+        Self::start_at(topology, Side::Client, target, count, first_port)
+    }
+
+    /// As [`start`](Self::start), from any namespace.
+    #[track_caller]
+    pub fn start_at(
+        topology: &Topology,
+        place: impl Into<Place>,
+        target: SocketAddr,
+        count: usize,
+        first_port: Option<u16>,
+    ) -> Self {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let mine = Arc::clone(&ended);
         let thread = topology
-            .start(Side::Client, move || {
+            .start(place, move || {
                 let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
                 setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
                 tokio::runtime::Builder::new_current_thread()

@@ -1,0 +1,125 @@
+//! What the kernel's verifier has to go through to accept the programs.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use aya::EbpfLoader;
+use aya::maps::Map;
+use aya_obj::Object;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use gate_userspace::object;
+
+/// The programs, by name and type.
+pub const PROGRAMS: [(&str, bpf_prog_type); 4] = [
+    ("gate_xdp", bpf_prog_type::BPF_PROG_TYPE_XDP),
+    ("gate_tc_ingress", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
+    ("gate_tc_egress", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
+    ("gate_replay", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
+];
+
+/// The instructions that the verifier processes for each program, on interfaces with an Ethernet
+/// header or without, in the order of [`PROGRAMS`]. By its log's last line, which every kernel
+/// since 5.2 writes; the program's info has it since 5.16 only.
+///
+/// # Errors
+/// Where a program does not load.
+pub fn processed(layer3: bool) -> Result<Vec<u64>> {
+    let (level, layer3) = (0_u8, u32::from(layer3));
+    // aya makes the maps, and fills and freezes the constants; the programs are loaded here,
+    // because aya throws away what the verifier says of one that it accepts.
+    let ebpf = EbpfLoader::new()
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .override_global("LAYER3", &layer3, true)
+        .load(object::OBJECT)
+        .context("load the object")?;
+    let mut object = Object::parse(object::OBJECT).context("parse the object")?;
+    let texts: HashSet<usize> = object
+        .functions
+        .keys()
+        .map(|(section, _)| *section)
+        .collect();
+    let known = std::mem::take(&mut object.maps);
+    let mut maps = Vec::new();
+    for (name, map) in &known {
+        let made = ebpf.map(name).with_context(|| format!("no map {name}"))?;
+        maps.push((name.as_str(), fd(made)?, map));
+    }
+    object.relocate_maps(maps.into_iter(), &texts)?;
+    object.relocate_calls(&texts)?;
+    PROGRAMS
+        .iter()
+        .map(|(name, kind)| {
+            let program = &object.programs[*name];
+            let code = &object.functions[&program.function_key()].instructions;
+            let log = load(*kind, code).with_context(|| format!("load {name}"))?;
+            parse(&log).with_context(|| format!("no figure in the verifier's log: {log}"))
+        })
+        .collect()
+}
+
+fn fd(map: &Map) -> Result<i32> {
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)) = map
+    else {
+        bail!("a map of another type");
+    };
+    Ok(data.fd().as_fd().as_raw_fd())
+}
+
+/// Loads a program and lets it go again; what the verifier says.
+fn load(kind: bpf_prog_type, code: &[bpf_insn]) -> io::Result<String> {
+    /// `BPF_LOG_STATS` of linux/bpf_verifier.h.
+    const STATS: u32 = 4;
+    let mut log = vec![0_u8; 1 << 20];
+    // SAFETY: bpf_attr is a union of plain integers and arrays, for which zero is valid.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_3.prog_type = kind as u32;
+    attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
+    attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
+    attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
+    attr.__bindgen_anon_3.log_level = STATS;
+    attr.__bindgen_anon_3.log_size = log.len() as u32;
+    attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
+    // SAFETY: the attribute is a valid bpf_attr of the size that is passed; the code and the log
+    // it points to live through the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_PROG_LOAD as libc::c_int,
+            std::ptr::from_mut(&mut attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    let error = io::Error::last_os_error();
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]).into_owned();
+    if fd < 0 {
+        return Err(io::Error::new(error.kind(), format!("{error}: {text}")));
+    }
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(text)
+}
+
+/// The figure of `processed N insns (limit …)`.
+fn parse(log: &str) -> Option<u64> {
+    let (_, rest) = log.rsplit_once("processed ")?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figure_is_found() {
+        let log = "verification time 7 usec\nstack depth 8\nprocessed 4781 insns (limit 1000000)\n";
+        assert_eq!(parse(log), Some(4781));
+        assert_eq!(parse("nothing"), None);
+    }
+}

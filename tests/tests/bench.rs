@@ -1,0 +1,80 @@
+//! The benchmarks do what they say, in little. They need root.
+
+use std::process::Command;
+use std::time::Duration;
+
+use gate_tests::bench::path::Path;
+use gate_tests::bench::restart::once_over;
+use gate_tests::bench::throughput::{self, By, What, measure};
+use serde_json::Value;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn lab(args: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_gate-lab"))
+        .arg("bench")
+        .args(args)
+        .arg("--json")
+        .output()
+        .unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{words}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn each_program_of_the_data_path_is_measured() {
+    for hook in ["xdp", "tc-ingress", "tc-egress"] {
+        let args = [
+            "datapath", "--hook", hook, "--rounds", "1", "--repeat", "1000",
+        ];
+        let json = lab(&args);
+        assert_eq!(json["hook"], hook);
+        let cases = json["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 8);
+        for case in cases {
+            assert!(case["ns"].as_f64().unwrap() > 0.0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn traffic_gets_through_with_a_gate_and_without() {
+    for ipv6 in [false, true] {
+        for (path, what) in [
+            (Path::Loopback, What::Connections),
+            (Path::Loopback, What::In),
+            (Path::Veth, What::Connections),
+            (Path::Veth, What::In),
+            (Path::Veth, What::Out),
+        ] {
+            let options = throughput::Options {
+                path: vec![path],
+                what: vec![what],
+                by: vec![By::Thread],
+                hook: "auto".to_owned(),
+                ipv6,
+                rounds: 1,
+                seconds: 1,
+                turns: 1,
+                json: true,
+            };
+            let row = measure(&options, path, what, By::Thread).unwrap();
+            for ratios in [&row.control, &row.open, &row.closed] {
+                assert_eq!(ratios.len(), 1, "{row:?}");
+                assert!(ratios[0] > 0.0, "{row:?}");
+            }
+            assert!(row.without > 0.0, "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn nginx_behind_a_proxy_is_restarted_over_loopback_and_no_client_sees_it() {
+    let summary = once_over(Path::Loopback, MS * 300, 200).unwrap().summary;
+    assert!(summary.requests > 400, "{summary:?}");
+    assert_eq!(summary.lost(), 0, "{}", summary.errors_in_words());
+    assert!(summary.outage >= MS * 250, "{summary:?}");
+    // Half of a retransmission's second, which is what tells the mechanisms apart.
+    assert!(summary.added().unwrap() < MS * 500, "{summary:?}");
+}

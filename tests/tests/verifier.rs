@@ -1,0 +1,51 @@
+//! The programs stay as small for the verifier as they were: what they grow in one kernel may be
+//! what another refuses. Needs root.
+
+use std::collections::BTreeMap;
+
+use gate_tests::verifier::{PROGRAMS, processed};
+use nix::sys::utsname::uname;
+
+/// The most that any program may take on any kernel.
+const LIMIT: u64 = 20_000;
+
+/// What they took when that was last recorded: kernel, program, Ethernet header or none, figure.
+const RECORDED: &str = include_str!("../verifier.txt");
+
+/// `6.18` of `6.18.44-fc`.
+fn version() -> String {
+    let name = uname().unwrap();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut parts = release.split(['.', '-']);
+    let (major, minor) = (parts.next().unwrap(), parts.next().unwrap());
+    format!("{major}.{minor}")
+}
+
+#[test]
+fn no_program_takes_the_verifier_longer_than_it_did() {
+    let version = version();
+    let recorded: BTreeMap<(&str, &str), u64> = RECORDED
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words[0] == version)
+        .map(|words| ((words[1], words[2]), words[3].parse().unwrap()))
+        .collect();
+    for (header, layer3) in [("ethernet", false), ("none", true)] {
+        for ((name, _), figure) in PROGRAMS.iter().zip(processed(layer3).unwrap()) {
+            if layer3 && !name.starts_with("gate_tc") {
+                continue;
+            }
+            // As a line of the record.
+            println!("{version} {name} {header} {figure}");
+            assert!(figure <= LIMIT, "{name}, header {header}: {figure}");
+            if let Some(before) = recorded.get(&(*name, header)) {
+                assert!(
+                    figure * 10 <= before * 11,
+                    "{name}, header {header}: {figure}, but {before} before: make it smaller, or \
+                     record it in tests/verifier.txt and say why"
+                );
+            }
+        }
+    }
+}
