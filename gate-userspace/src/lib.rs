@@ -10,7 +10,6 @@ pub mod clock;
 pub mod conntrack;
 pub mod datapath;
 pub mod doctor;
-
 pub mod endpoint;
 pub mod error;
 pub mod features;
@@ -29,6 +28,7 @@ pub mod resend;
 pub mod restart;
 pub mod rights;
 pub mod routes;
+pub mod signals;
 pub mod sockets;
 pub mod status;
 pub mod sys;

@@ -1,0 +1,51 @@
+//! What `gate open` says.
+
+use serde_json::{Value, json};
+
+use super::{connections, list, millis, span};
+use crate::endpoint::Endpoint;
+use crate::release::Released;
+
+/// The line of `gate open` where nothing was to be done.
+#[must_use]
+pub fn already_open(endpoints: &[Endpoint]) -> String {
+    format!("{}: open already\n", list(endpoints))
+}
+
+/// The line of `gate open` about what was released.
+#[must_use]
+pub fn opened(endpoints: &[Endpoint], released: &Released) -> String {
+    format!("{}: open; {}\n", list(endpoints), released_text(released))
+}
+
+pub(super) fn released_text(released: &Released) -> String {
+    let mut text = match released.injected {
+        0 => "no connection was held".to_owned(),
+        count => format!(
+            "{} held, now released; the longest waited {}",
+            connections(count),
+            span(released.longest_wait)
+        ),
+    };
+    if released.damaged > 0 {
+        text += &format!("; {} dropped with a wrong checksum", released.damaged);
+    }
+    if released.gone > 0 {
+        text += &format!(
+            "; {} dropped: their interface is gone or full, or a firewall refused them",
+            released.gone
+        );
+    }
+    text
+}
+
+/// The JSON of a release.
+#[must_use]
+pub fn released_json(released: &Released) -> Value {
+    json!({
+        "released": released.injected,
+        "damaged": released.damaged,
+        "interface_gone": released.gone,
+        "longest_wait_ms": millis(released.longest_wait),
+    })
+}
