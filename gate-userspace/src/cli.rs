@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::log;
 
 mod close;
+mod define;
 mod open;
 mod restart;
 mod up;
@@ -55,6 +56,10 @@ enum Command {
     Up(up::Up),
     /// Open every gate, detach, and remove every trace.
     Down,
+    /// Give endpoints a name, by which they close and open together.
+    Define(define::Define),
+    /// Forget a name and its endpoints.
+    Forget(define::Forget),
     /// Keep new connections' SYNs, and replay them on opening.
     Hold(close::Close),
     /// Drop new connections' SYNs silently; their clients retransmit.
@@ -158,6 +163,8 @@ impl Command {
                     report::down_json(downed.as_ref()),
                 )
             }
+            Self::Define(args) => define::define(&pins, &args)?,
+            Self::Forget(args) => define::forget(&pins, &args)?,
             Self::Hold(args) => close::run(&pins, &args, Closed::Hold)?,
             Self::Drop(args) => close::run(&pins, &args, Closed::Drop)?,
             Self::Reject(args) => close::run(&pins, &args, Closed::Reject)?,

@@ -209,7 +209,27 @@ pub fn detach_temporary(pins: &Pins, lock: Lock) -> Result<()> {
             return Ok(());
         }
     }
-    down_locked(pins, lock).map(drop)
+    if pins.names().is_empty() {
+        return down_locked(pins, lock).map(drop);
+    }
+    pins.keep_definitions(&lock)
+}
+
+/// Makes the maps where there are none, and attaches nothing.
+///
+/// # Errors
+/// Those of loading; nothing is left then.
+pub fn prepare(pins: &Pins, lock: &Lock) -> Result<()> {
+    pins.check_version()?;
+    if pins.exist() {
+        return Ok(());
+    }
+    let options = UpOptions {
+        hook: HookChoice::Auto,
+        held: None,
+        debug: false,
+    };
+    attach_all(pins, lock, &[], options, Stay::UntilDown).map(drop)
 }
 
 /// Removes the attachments that see nothing any more, because their interface was deleted or moved,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::endpoint::Endpoint;
+use crate::gates::GateName;
 
 /// The exit codes of `gate`. A failed command of `gate restart` passes its own on.
 pub mod exit {
@@ -82,6 +83,36 @@ pub enum Error {
         /// The endpoint.
         endpoint: Endpoint,
     },
+    /// No gate has that name.
+    #[error(
+        "there is no gate {name}: `gate define {name} ENDPOINT...` makes one, `gate status` lists them"
+    )]
+    NoGate {
+        /// The name.
+        name: GateName,
+    },
+    /// An endpoint that closes and opens with others only.
+    #[error("{endpoint} belongs to gate {name}: use the name, or `gate forget {name}` first")]
+    Member {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The gate that it was defined with.
+        name: GateName,
+    },
+    /// A gate can't be changed while it is closed.
+    #[error("{gate} is closed: `gate open {gate}` first")]
+    Closed {
+        /// The gate.
+        gate: String,
+    },
+    /// One endpoint of a gate stands for another as well.
+    #[error("{endpoint} is one of the addresses that {wildcard} stands for: leave one of them out")]
+    Overlap {
+        /// The endpoint with an address.
+        endpoint: Endpoint,
+        /// The wildcard.
+        wildcard: Endpoint,
+    },
     /// Pins made by a version with other maps.
     #[error(
         "{path} was made by another version of gate (its maps are {found}, mine {expected}): run \
@@ -101,11 +132,11 @@ pub enum Error {
         /// The locked folder.
         path: PathBuf,
     },
-    /// An endpoint is already under a restart.
-    #[error("{endpoint} is being restarted by another gate command: wait for it, or stop it")]
+    /// A gate is already under a restart.
+    #[error("{gate} is being restarted by another gate command: wait for it, or stop it")]
     RestartUnderWay {
-        /// The endpoint.
-        endpoint: Endpoint,
+        /// The gate.
+        gate: String,
     },
     /// No such interface.
     #[error("no interface {name} in this network namespace: `ip link` lists them")]
@@ -232,12 +263,12 @@ pub enum Error {
     },
     /// A lease had run out before the gate was opened.
     #[error(
-        "{endpoint}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
+        "{gate}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
          or `--max-hold` holds longer"
     )]
     LeaseOver {
-        /// The endpoint.
-        endpoint: Endpoint,
+        /// The gate.
+        gate: String,
         /// How long ago.
         ago: Duration,
     },
@@ -278,7 +309,12 @@ impl Error {
         match self {
             Self::Rights { .. } => exit::RIGHTS,
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
-            Self::NotUp | Self::NotCovered { .. } => exit::STATE,
+            Self::NotUp
+            | Self::NotCovered { .. }
+            | Self::NoGate { .. }
+            | Self::Member { .. }
+            | Self::Closed { .. } => exit::STATE,
+            Self::Overlap { .. } => exit::USAGE,
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::LeaseOver { .. } => exit::LEASE,
             Self::NoCommand { .. } => exit::NOT_FOUND,

@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod error;
 pub mod features;
 pub mod filters;
+pub mod gates;
 pub mod health;
 pub mod hooks;
 pub mod interfaces;

@@ -8,10 +8,12 @@
 //!       links/2-xdp            the link that attaches to interface 2
 //!       filters/3-tc-ingress   the program of a filter on interface 3
 //!       qdiscs/3               its clsact qdisc is gate's own
+//!       names/3-web            gate 3 is called web
 //!       temporary              attached by a restart, which will detach
 //!       restarts/1             flock on it: gate 1 is being restarted
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -26,6 +28,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::attach;
 use crate::error::{Error, Result};
+use crate::gates::GateName;
 use crate::hooks::Slot;
 
 /// The mount point of bpffs.
@@ -37,6 +40,9 @@ pub const LINKS: &str = "links";
 pub const FILTERS: &str = "filters";
 /// The folder of the records of qdiscs.
 pub const QDISCS: &str = "qdiscs";
+
+/// The folder of the gates' names.
+const NAMES: &str = "names";
 
 /// How long a command that has changed nothing yet waits for another's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -147,6 +153,29 @@ impl Pins {
     #[must_use]
     pub fn qdisc(&self, ifindex: u32) -> PathBuf {
         self.qdiscs().join(ifindex.to_string())
+    }
+
+    fn names_folder(&self) -> PathBuf {
+        self.folder().join(NAMES)
+    }
+
+    /// The record that a gate has a name.
+    #[must_use]
+    pub fn name(&self, gate: GateId, name: &GateName) -> PathBuf {
+        self.names_folder().join(format!("{}-{name}", gate.0))
+    }
+
+    /// The named gates.
+    #[must_use]
+    pub fn names(&self) -> BTreeMap<GateName, GateId> {
+        let parse = |path: PathBuf| {
+            let (gate, name) = path.file_name()?.to_str()?.split_once('-')?;
+            Some((name.parse().ok()?, GateId(gate.parse().ok()?)))
+        };
+        entries(&self.names_folder())
+            .into_iter()
+            .filter_map(parse)
+            .collect()
     }
 
     /// The mark of attachments that a restart made and will detach.
@@ -276,12 +305,27 @@ impl Pins {
         self.root.display().to_string()
     }
 
+    fn restarts(&self) -> PathBuf {
+        self.folder().join("restarts")
+    }
+
+    /// Detaches all that is attached, and keeps the maps and the names.
+    ///
+    /// # Errors
+    /// Those of the kernel and the file system.
+    pub fn keep_definitions(&self, _lock: &Lock) -> Result<()> {
+        attach::detach_all(&self.folder())?;
+        make_folder(&self.links())?;
+        remove(&self.restarts())?;
+        remove(&self.temporary())
+    }
+
     /// Claims a gate for one restart; none where another restart has it.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn claim_restart(&self, _lock: &Lock, gate: GateId) -> Result<Option<RestartLock>> {
-        let folder = self.folder().join("restarts");
+        let folder = self.restarts();
         make_folder(&folder)?;
         let folder = folder.join(gate.0.to_string());
         make_folder(&folder)?;
@@ -296,7 +340,7 @@ impl Pins {
     /// # Errors
     /// Those of the file system.
     pub fn has_restarts(&self, _lock: &Lock) -> Result<bool> {
-        for folder in entries(&self.folder().join("restarts")) {
+        for folder in entries(&self.restarts()) {
             if matches!(try_flock(&folder)?, Flocked::Busy) {
                 return Ok(true);
             }
@@ -314,6 +358,7 @@ impl Pins {
         remove(&building)?;
         make_folder(&building)?;
         make_folder(&building.join(LINKS))?;
+        make_folder(&building.join(NAMES))?;
         let built = fill(&building).and_then(|filled| {
             fs::rename(&building, self.folder())
                 .map_err(Error::call("rename", building.display().to_string()))?;

@@ -1,25 +1,28 @@
 //! What people and machines read: lines, the live line, and JSON.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::endpoint::Endpoint;
-
 mod attach;
+mod close;
+mod define;
 mod progress;
 mod release;
 mod restart;
 mod status;
 
 pub use attach::{down, down_json, up, up_json};
+pub use close::{closed, closed_json};
+pub use define::{defined, defined_json, forgotten, forgotten_json};
 pub use progress::Stderr;
 pub use release::{already_open, opened, released_json};
 pub use restart::{complaint, summary, summary_json};
 pub use status::{status, status_json};
 
 /// Version of the JSON output. It rises when a field changes its meaning or goes away.
-pub const JSON_VERSION: u32 = 1;
+pub const JSON_VERSION: u32 = 2;
 
 /// A JSON answer, with its version.
 #[must_use]
@@ -54,9 +57,12 @@ pub fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-fn list(endpoints: &[Endpoint]) -> String {
-    let texts: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-    texts.join(", ")
+fn texts(all: &[impl Display]) -> Vec<String> {
+    all.iter().map(ToString::to_string).collect()
+}
+
+fn list(all: &[impl Display]) -> String {
+    texts(all).join(", ")
 }
 
 fn connections(count: usize) -> String {
@@ -118,7 +124,7 @@ mod tests {
     fn an_answer_has_its_version() {
         assert_eq!(
             answer(json!({ "up": false })),
-            r#"{"up":false,"version":1}"#
+            r#"{"up":false,"version":2}"#
         );
     }
 }

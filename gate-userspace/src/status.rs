@@ -8,8 +8,8 @@ use gate_common::state::{BootTime, Effective, Mode};
 
 use crate::attach::{self, Attachment};
 use crate::clock;
-use crate::endpoint::Endpoint;
 use crate::error::Result;
+use crate::gates::{self, Gate};
 use crate::pins::Pins;
 use crate::tables::Tables;
 
@@ -25,8 +25,8 @@ pub struct Waiting {
 /// One gate.
 #[derive(Clone, Debug)]
 pub struct GateStatus {
-    /// Its endpoint.
-    pub endpoint: Endpoint,
+    /// Its name and its endpoints.
+    pub gate: Gate,
     /// Its mode, the lease taken into account.
     pub mode: Mode,
     /// Whether it is open only because its lease ran out.
@@ -46,7 +46,7 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// Whether a restart did that, and detaches when it ends.
     pub is_temporary: bool,
-    /// The gates, by endpoint.
+    /// The gates, named ones first.
     pub gates: Vec<GateStatus>,
     /// Room in the table of held SYNs.
     pub held_max: u32,
@@ -66,9 +66,9 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
     let tables = Tables::open(pins)?;
     let now = clock::now();
     let held = tables.held()?;
-    let mut gates = Vec::new();
-    for (endpoint, gate) in tables.endpoints()? {
-        let word = tables.state(gate)?;
+    let mut known = Vec::new();
+    for gate in gates::list(pins, &tables)? {
+        let word = tables.state(gate.id)?;
         let state = word.at(|| now);
         let (mode, lease) = match state {
             Effective::Open | Effective::Expired => (Mode::Open, None),
@@ -76,23 +76,23 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
                 (closed.into(), Some(clock::between(now, word.deadline())))
             }
         };
-        gates.push(GateStatus {
-            endpoint,
+        known.push(GateStatus {
             mode,
             expired: state == Effective::Expired,
             lease,
             // What is left of a hold that ended by its lease waits for nothing.
             waiting: match state {
-                Effective::Closed(_) => of_gates(&held, &[gate], now),
+                Effective::Closed(_) => of_gates(&held, &[gate.id], now),
                 Effective::Open | Effective::Expired => Waiting::default(),
             },
-            stats: tables.stats(gate)?,
+            stats: tables.stats(gate.id)?,
+            gate,
         });
     }
     Ok(Some(Status {
         attachments: attach::attachments(pins)?,
         is_temporary: pins.temporary().exists(),
-        gates,
+        gates: known,
         held_max: tables.held_max(),
         unparsed: tables.stats(GateId::HOST)?.counts[Counter::Unparsed as usize],
     }))

@@ -263,29 +263,16 @@ impl Tables {
             .map_err(Error::aya("store the armed flag"))
     }
 
-    /// Finds the gates of these endpoints, or makes them, open.
+    /// Finds the endpoint's gate, or makes one, open. It may take the slot of another that is
+    /// open, but not of one in `kept`: endpoints, and gates.
     ///
     /// # Errors
     /// [`Error::Full`], and those of the maps.
-    pub fn define_all(
-        &mut self,
-        lock: &Lock,
-        endpoints: &BTreeSet<Endpoint>,
-        now: BootTime,
-    ) -> Result<Vec<(Endpoint, GateId)>> {
-        let mut gates = Vec::new();
-        for endpoint in endpoints {
-            gates.push((*endpoint, self.define(lock, *endpoint, endpoints, now)?));
-        }
-        Ok(gates)
-    }
-
-    /// Finds the endpoint's gate, or makes one, perhaps in the place of another than `kept`.
-    fn define(
+    pub fn define(
         &mut self,
         lock: &Lock,
         endpoint: Endpoint,
-        kept: &BTreeSet<Endpoint>,
+        kept: (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
         now: BootTime,
     ) -> Result<GateId> {
         if let Some(gate) = self.gate_of(endpoint)? {
@@ -293,11 +280,27 @@ impl Tables {
             self.index(endpoint.port, None)?;
             return Ok(gate);
         }
+        let gate = self.free_gate(lock, kept, now)?;
+        self.lead(lock, endpoint, gate)?;
+        Ok(gate)
+    }
+
+    /// A slot that no endpoint leads to, open, its counters at zero; that of another gate, as
+    /// [`define`](Self::define) does, where none is free.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn free_gate(
+        &mut self,
+        lock: &Lock,
+        kept: (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
+        now: BootTime,
+    ) -> Result<GateId> {
         let endpoints = self.endpoints()?;
-        let used: BTreeSet<u32> = endpoints.values().map(|gate| gate.0).collect();
-        let free = (1..MAX_GATES).find(|slot| !used.contains(slot));
+        let used: BTreeSet<GateId> = endpoints.values().chain(kept.1).copied().collect();
+        let free = (1..MAX_GATES).map(GateId).find(|slot| !used.contains(slot));
         let gate = match free {
-            Some(slot) => GateId(slot),
+            Some(slot) => slot,
             None => self.retire(lock, &endpoints, kept, now)?,
         };
         let zero = PerCpuValues::try_from(vec![
@@ -311,17 +314,46 @@ impl Tables {
             .set(gate.0, zero, 0)
             .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
         self.set_state(lock, gate, StateWord::OPEN, now)?;
+        Ok(gate)
+    }
+
+    /// Lets an endpoint lead to this gate, and to no other any more.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn lead(&mut self, lock: &Lock, endpoint: Endpoint, gate: GateId) -> Result<()> {
+        let before = self.gate_of(endpoint)?.filter(|before| *before != gate);
         match self.endpoints.insert(EndpointKey::from(endpoint), gate, 0) {
-            Ok(()) => {
-                self.index(endpoint.port, None)?;
-                Ok(gate)
+            Ok(()) => {}
+            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => {
+                return Err(Error::Full {
+                    what: "the table of endpoints",
+                    max: MAX_ENDPOINTS,
+                });
             }
-            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => Err(Error::Full {
-                what: "the table of endpoints",
-                max: MAX_ENDPOINTS,
-            }),
-            Err(error) => Err(Error::aya(format!("enter {endpoint}"))(error)),
+            Err(error) => return Err(Error::aya(format!("enter {endpoint}"))(error)),
         }
+        self.index(endpoint.port, None)?;
+        match before {
+            Some(before) => self.discard(lock, &BTreeSet::from([before])),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets an endpoint lead to no gate any more.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn forget_endpoint(&mut self, lock: &Lock, endpoint: Endpoint) -> Result<()> {
+        let Some(gate) = self.gate_of(endpoint)? else {
+            return Ok(());
+        };
+        self.discard(lock, &BTreeSet::from([gate]))?;
+        // The index first: it must never lead to a slot that another endpoint has.
+        self.index(endpoint.port, Some(endpoint))?;
+        self.endpoints
+            .remove(&EndpointKey::from(endpoint))
+            .map_err(Error::aya(format!("forget {endpoint}")))
     }
 
     /// Takes the slot of a gate that is open and forgets its endpoint.
@@ -329,18 +361,13 @@ impl Tables {
         &mut self,
         lock: &Lock,
         endpoints: &BTreeMap<Endpoint, GateId>,
-        kept: &BTreeSet<Endpoint>,
+        (kept, named): (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
         now: BootTime,
     ) -> Result<GateId> {
         for (endpoint, gate) in endpoints {
             let is_open = !matches!(self.state(*gate)?.at(|| now), Effective::Closed(_));
-            if is_open && !kept.contains(endpoint) {
-                self.discard(lock, &BTreeSet::from([*gate]))?;
-                // The index first: it must never lead to a slot that another endpoint has.
-                self.index(endpoint.port, Some(*endpoint))?;
-                self.endpoints
-                    .remove(&EndpointKey::from(*endpoint))
-                    .map_err(Error::aya(format!("forget {endpoint}")))?;
+            if is_open && !kept.contains(endpoint) && !named.contains(gate) {
+                self.forget_endpoint(lock, *endpoint)?;
                 return Ok(*gate);
             }
         }

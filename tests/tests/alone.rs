@@ -39,7 +39,7 @@ fn held(topology: &Topology, side: Side, endpoint: &str) -> Option<usize> {
     let gate = status
         .gates
         .iter()
-        .find(|gate| gate.endpoint.to_string() == endpoint && gate.mode.name() == "hold")?;
+        .find(|gate| gate.gate.to_string() == endpoint && gate.mode.name() == "hold")?;
     Some(gate.waiting.held)
 }
 

@@ -115,7 +115,7 @@ fn on_path(topology: &Topology, path: impl AsRef<Path>, f: fn(&Path) -> io::Resu
 fn json(output: &Output) -> Value {
     let value: Value = serde_json::from_str(&output.stdout)
         .unwrap_or_else(|error| panic!("{error} in the JSON of {output}"));
-    assert_eq!(value["version"], 1, "{output}");
+    assert_eq!(value["version"], 2, "{output}");
     assert_eq!(output.stdout.lines().count(), 1, "{output}");
     value
 }
@@ -968,7 +968,7 @@ fn every_verb_answers_in_json_with_a_version() {
         let status = run(&["status", "--json"]);
         assert_eq!(status["up"], true);
         assert_eq!(status["interfaces"][0]["name"], INTERFACE);
-        assert_eq!(status["gates"][0]["endpoint"], ENDPOINT);
+        assert_eq!(status["gates"][0]["endpoints"][0], ENDPOINT);
         assert_eq!(status["gates"][0]["mode"], verb);
         let left = status["gates"][0]["lease_ms"].as_f64().unwrap();
         assert!(left > 0.0 && left < 1500.0, "{status}");

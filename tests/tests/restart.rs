@@ -944,7 +944,7 @@ fn gates_are_counted_and_named_once_however_often_they_are_closed() {
         gate(&topology, &["open", "--all"]);
     }
     let gates = status(&topology).gates;
-    let names: BTreeSet<String> = gates.iter().map(|g| g.endpoint.to_string()).collect();
+    let names: BTreeSet<String> = gates.iter().map(|g| g.gate.to_string()).collect();
     assert_eq!((gates.len(), names.len()), (2, 2), "{names:?}");
 }
 

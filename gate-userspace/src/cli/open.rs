@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use gate_common::state::{Effective, StateWord};
-use gate_userspace::endpoint::Endpoint;
 use gate_userspace::error::{Error, exit};
+use gate_userspace::gates::{self, Target};
 use gate_userspace::pins::Pins;
 use gate_userspace::release::{Replayer, release};
 use gate_userspace::tables::Tables;
@@ -21,11 +21,11 @@ const RETRANSMISSION: Duration = Duration::from_secs(1);
 /// Its arguments.
 #[derive(Debug, Args)]
 pub struct Open {
-    /// What to open.
-    #[arg(required_unless_present = "all", value_name = "ENDPOINT")]
-    endpoints: Vec<Endpoint>,
+    /// What to open: a gate's name, or an endpoint.
+    #[arg(required_unless_present = "all", value_name = "GATE")]
+    targets: Vec<Target>,
     /// Open every gate.
-    #[arg(long, conflicts_with = "endpoints")]
+    #[arg(long, conflicts_with = "targets")]
     all: bool,
 }
 
@@ -34,58 +34,59 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
     let lock = pins.lock()?;
     let mut tables = Tables::open(pins)?;
     let mut replayer = Replayer::load(pins, &lock)?;
-    let known = tables.endpoints()?;
-    let endpoints: BTreeSet<Endpoint> = match args.all {
-        true => known.keys().copied().collect(),
-        false => args.endpoints.iter().copied().collect(),
+    // An endpoint that never had a gate is as open as can be.
+    let known = match args.all {
+        true => gates::list(pins, &tables)?,
+        false => gates::find(pins, &tables, &args.targets)?,
     };
     let now = clock::now();
-    let mut gates = BTreeSet::new();
+    let mut to_open = BTreeSet::new();
     let mut over: Option<Error> = None;
-    for endpoint in &endpoints {
-        // An endpoint that never had a gate is as open as can be.
-        let Some(gate) = known.get(endpoint) else {
-            continue;
-        };
-        let word = tables.state(*gate)?;
+    for gate in &known {
+        let word = tables.state(gate.id)?;
         match word.at(|| now) {
             Effective::Open => {}
             Effective::Closed(_) => {
-                gates.insert(*gate);
+                to_open.insert(gate.id);
             }
             Effective::Expired => {
                 let ago = clock::between(word.deadline(), now);
                 if ago < RETRANSMISSION {
-                    gates.insert(*gate);
+                    to_open.insert(gate.id);
                 } else {
-                    tables.discard(&lock, &BTreeSet::from([*gate]))?;
-                    tables.set_state(&lock, *gate, StateWord::OPEN, now)?;
+                    tables.discard(&lock, &BTreeSet::from([gate.id]))?;
+                    tables.set_state(&lock, gate.id, StateWord::OPEN, now)?;
                 }
                 if !args.all {
-                    let endpoint = *endpoint;
-                    over.get_or_insert(Error::LeaseOver { endpoint, ago });
+                    let gate = gate.to_string();
+                    over.get_or_insert(Error::LeaseOver { gate, ago });
                 }
             }
         }
     }
-    let endpoints: Vec<Endpoint> = endpoints.into_iter().collect();
-    let (text, released) = match gates.is_empty() {
-        true if endpoints.is_empty() => ("no gate was closed\n".to_owned(), None),
-        true if over.is_some() => (String::new(), None),
-        true => (report::already_open(&endpoints), None),
+    let shown: Vec<String> = match args.all {
+        true => known.iter().map(ToString::to_string).collect(),
         false => {
-            let released = release(&lock, &mut tables, &mut replayer, &gates)?;
+            let each: BTreeSet<&Target> = args.targets.iter().collect();
+            each.into_iter().map(ToString::to_string).collect()
+        }
+    };
+    let (text, released) = match to_open.is_empty() {
+        true if shown.is_empty() => ("no gate was closed\n".to_owned(), None),
+        true if over.is_some() => (String::new(), None),
+        true => (report::already_open(&shown), None),
+        false => {
+            let released = release(&lock, &mut tables, &mut replayer, &to_open)?;
             let text = match over.is_some() && released.injected == 0 {
                 true => String::new(),
-                false => report::opened(&endpoints, &released),
+                false => report::opened(&shown, &released),
             };
             (text, Some(released))
         }
     };
     tables.settle(&lock, clock::now())?;
-    let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let mut fields = report::released_json(&released.unwrap_or_default());
-    fields["endpoints"] = json!(shown);
+    fields["gates"] = json!(shown);
     fields["already"] = json!(released.is_none() && over.is_none());
     fields["lease_over"] = json!(over.is_some());
     Ok(Answer {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use gate_userspace::endpoint::Endpoint;
 use gate_userspace::error::exit;
+use gate_userspace::gates::Target;
 use gate_userspace::health::{Check, Checker, Statuses};
 use gate_userspace::pins::Pins;
 use gate_userspace::report;
@@ -20,9 +20,10 @@ use super::{Answer, lease};
 The gate also opens when the command fails, when --max-hold is over (the command is stopped then:
 SIGTERM to its process group, SIGKILL 5 s later), and on SIGINT, SIGTERM and SIGHUP.")]
 pub struct Restart {
-    /// What to hold: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for any address of this host.
-    #[arg(required = true, value_name = "ENDPOINT")]
-    endpoints: Vec<Endpoint>,
+    /// What to hold: a gate's name, or an endpoint: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for
+    /// any address of this host.
+    #[arg(required = true, value_name = "GATE")]
+    targets: Vec<Target>,
     /// What must succeed before the gate opens: http://HOST/PATH, https://HOST/PATH,
     /// tcp://HOST:PORT or exec:COMMAND; can be given more than once [default: a TCP connection to
     /// each endpoint].
@@ -54,7 +55,7 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         args.check_insecure,
     )?;
     let request = driver::Request {
-        endpoints: args.endpoints,
+        targets: args.targets,
         checks: args.checks,
         checker,
         max_hold: args.max_hold,

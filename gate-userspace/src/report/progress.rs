@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::attach::hooks_text;
 use super::{list, span};
 use crate::datapath::Upped;
-use crate::endpoint::Endpoint;
+use crate::gates::Gate;
 use crate::health::Check;
 use crate::restart::Phase;
 use crate::restart::driver::{Moment, Progress};
@@ -64,11 +64,11 @@ impl Progress for Stderr {
         }
     }
 
-    fn closed(&mut self, endpoints: &[Endpoint], max_hold: Duration) {
+    fn closed(&mut self, gates: &[Gate], max_hold: Duration) {
         let lease = humantime::format_duration(max_hold);
         self.line(&format!(
             "{}: holding new connections, for {lease} at the most",
-            list(endpoints)
+            list(gates)
         ));
     }
 

@@ -1,21 +1,22 @@
 //! What `gate open` says.
 
+use std::fmt::Display;
+
 use serde_json::{Value, json};
 
 use super::{connections, list, millis, span};
-use crate::endpoint::Endpoint;
 use crate::release::Released;
 
 /// The line of `gate open` where nothing was to be done.
 #[must_use]
-pub fn already_open(endpoints: &[Endpoint]) -> String {
-    format!("{}: open already\n", list(endpoints))
+pub fn already_open(gates: &[impl Display]) -> String {
+    format!("{}: open already\n", list(gates))
 }
 
 /// The line of `gate open` about what was released.
 #[must_use]
-pub fn opened(endpoints: &[Endpoint], released: &Released) -> String {
-    format!("{}: open; {}\n", list(endpoints), released_text(released))
+pub fn opened(gates: &[impl Display], released: &Released) -> String {
+    format!("{}: open; {}\n", list(gates), released_text(released))
 }
 
 pub(super) fn released_text(released: &Released) -> String {

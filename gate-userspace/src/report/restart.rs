@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::attach::up_json;
 use super::release::{released_json, released_text};
-use super::{list, millis, span};
-use crate::endpoint::Endpoint;
+use super::{list, millis, span, texts};
+use crate::gates;
 use crate::restart::driver::Summary;
 use crate::restart::{Outcome, Phase};
 
 /// The line that ends `gate restart`.
 #[must_use]
 pub fn summary(summary: &Summary) -> String {
-    let endpoints = list(&summary.endpoints);
+    let gates = list(&summary.gates);
     let end = match summary.outcome {
         Outcome::Healthy => "healthy, open again".to_owned(),
         Outcome::CommandFailed(end) => format!("the command {end}; open again"),
@@ -22,7 +22,7 @@ pub fn summary(summary: &Summary) -> String {
         Outcome::Interrupted(_) => "interrupted; open again".to_owned(),
     };
     let mut line = format!(
-        "{endpoints}: {end} after {}; {}",
+        "{gates}: {end} after {}; {}",
         span(summary.closed_for),
         released_text(&summary.released)
     );
@@ -87,11 +87,9 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
 /// The JSON of `gate restart`.
 #[must_use]
 pub fn summary_json(summary: &Summary) -> Value {
-    let texts = |endpoints: &[Endpoint]| -> Vec<String> {
-        endpoints.iter().map(ToString::to_string).collect()
-    };
     let mut value = json!({
-        "endpoints": texts(&summary.endpoints),
+        "gates": texts(&summary.gates),
+        "endpoints": texts(&gates::endpoints(&summary.gates)),
         "attached": up_json(&summary.attached)["interfaces"],
         "outcome": summary.outcome.name(),
         "exit_code": summary.outcome.exit_code(),

@@ -6,7 +6,7 @@ use gate_common::abi::{Counter, GateStats};
 use serde_json::{Map, Value, json};
 
 use super::attach::{hooks_json, hooks_text};
-use super::{millis, span, table};
+use super::{list, millis, span, table, texts};
 use crate::attach::{Attachment, By};
 use crate::hooks::Hook;
 use crate::status::{GateStatus, Status};
@@ -29,7 +29,7 @@ pub fn status(status: Option<&Status>) -> String {
         text += "no interface is attached: `gate up INTERFACE`\n";
     }
     if status.gates.is_empty() {
-        return text + "no gate was closed yet\n";
+        return text + "no gate was defined or closed yet\n";
     }
     let mut rows = vec![
         [
@@ -38,7 +38,20 @@ pub fn status(status: Option<&Status>) -> String {
         .map(str::to_owned),
     ];
     rows.extend(status.gates.iter().map(row));
-    text + "\n" + &table(&rows)
+    text += "\n";
+    text += &table(&rows);
+    let named: Vec<String> = status.gates.iter().filter_map(members).collect();
+    if !named.is_empty() {
+        text += "\n";
+        text += &named.concat();
+    }
+    text
+}
+
+/// What a name stands for.
+fn members(gate: &GateStatus) -> Option<String> {
+    let name = gate.gate.name.as_ref()?;
+    Some(format!("{name}: {}\n", list(&gate.gate.endpoints)))
 }
 
 fn by_interface(attachments: &[Attachment]) -> BTreeMap<u32, Vec<&Attachment>> {
@@ -90,7 +103,7 @@ fn row(gate: &GateStatus) -> [String; 9] {
         _ => span(gate.waiting.longest),
     };
     [
-        gate.endpoint.to_string(),
+        gate.gate.to_string(),
         mode,
         gate.lease.map_or("-".to_owned(), span),
         gate.waiting.held.to_string(),
@@ -142,7 +155,9 @@ pub fn status_json(status: Option<&Status>) -> Value {
                 })
                 .collect();
             json!({
-                "endpoint": gate.endpoint.to_string(),
+                "gate": gate.gate.to_string(),
+                "name": gate.gate.name.as_ref().map(ToString::to_string),
+                "endpoints": texts(&gate.gate.endpoints),
                 "mode": gate.mode.name(),
                 "lease_over": gate.expired,
                 "lease_ms": gate.lease.map(millis),

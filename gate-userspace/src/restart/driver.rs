@@ -21,6 +21,7 @@ use crate::clock;
 use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::gates::{self, Gate, Target};
 use crate::health::{Check, Checker};
 use crate::pins::{Lock, Pins, RestartLock};
 use crate::reach;
@@ -45,8 +46,8 @@ const QUIESCE: Duration = Duration::from_secs(1);
 
 /// A restart as it was asked for.
 pub struct Request {
-    /// The endpoints to close.
-    pub endpoints: Vec<Endpoint>,
+    /// The gates to close.
+    pub targets: Vec<Target>,
     /// The checks; none for a TCP connection to each endpoint.
     pub checks: Vec<Check>,
     /// How they are made.
@@ -77,7 +78,7 @@ pub trait Progress {
     /// This was attached for the time of the restart.
     fn attached(&mut self, attached: &[Upped]);
     /// The gate was closed.
-    fn closed(&mut self, endpoints: &[Endpoint], max_hold: Duration);
+    fn closed(&mut self, gates: &[Gate], max_hold: Duration);
     /// The command was started.
     fn started(&mut self, command: &[OsString]);
     /// The command ended well, `elapsed` after the gate was closed.
@@ -93,8 +94,8 @@ pub trait Progress {
 /// How a restart went.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The endpoints.
-    pub endpoints: Vec<Endpoint>,
+    /// The gates.
+    pub gates: Vec<Gate>,
     /// What was attached for its time.
     pub attached: Vec<Upped>,
     /// How it ended.
@@ -109,16 +110,15 @@ pub struct Summary {
     pub uncaptured: u64,
     /// Why the last check failed, where one did.
     pub last_failure: Option<String>,
-    /// Endpoints whose gate another command had changed, and which were left as they were.
-    pub taken_over: Vec<Endpoint>,
+    /// Gates that another command had changed, and which were left as they were.
+    pub taken_over: Vec<Gate>,
     /// Why opening failed, where it did; the lease opens then.
     pub open_failure: Option<String>,
 }
 
 /// A gate as this restart closed it.
 struct Held {
-    endpoint: Endpoint,
-    gate: GateId,
+    gate: Gate,
     word: StateWord,
     _claim: RestartLock,
 }
@@ -131,7 +131,7 @@ struct Held {
 pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> Result<Summary> {
     let program = find(&request.command)?;
     let signals = Signals::new()?;
-    let closing = close(pins, &request.endpoints, request.max_hold)?;
+    let closing = close(pins, &request.targets, request.max_hold)?;
     let ended = drive(pins, request, progress, program, signals, closing).await;
     let detached = match pins.lock() {
         // A `gate down` was first.
@@ -157,6 +157,7 @@ async fn drive(
     let Closing {
         notes,
         passes,
+        endpoints,
         listening,
         attached,
         mut tables,
@@ -171,9 +172,10 @@ async fn drive(
     for note in &notes {
         progress.note(note);
     }
-    progress.closed(&request.endpoints, request.max_hold);
-
-    let gates: Vec<GateId> = held.iter().map(|held| held.gate).collect();
+    let gates: Vec<Gate> = held.iter().map(|held| held.gate.clone()).collect();
+    progress.closed(&gates, request.max_hold);
+    let ids: Vec<GateId> = gates.iter().map(|gate| gate.id).collect();
+    let list = effective_checks(&request, &endpoints);
     let mut machine = Machine::new(closed_at, deadline, QUIESCE);
     let mut child: Option<Child> = None;
     let mut checks: Option<Watch> = None;
@@ -192,7 +194,7 @@ async fn drive(
             () = healthy(&mut checks) => Event::Healthy,
             _ = queues.tick(), if machine.phase() == Phase::Quiesce => {
                 // A kernel that can't tell (no inet_diag) is taken to have nothing.
-                let pending = sockets::pending(&request.endpoints).unwrap_or_default();
+                let pending = sockets::pending(&endpoints).unwrap_or_default();
                 Event::Queues {
                     accepted: pending.queued == 0,
                     settled: pending.half_open == 0,
@@ -204,7 +206,7 @@ async fn drive(
                 progress.moment(&Moment {
                     elapsed: clock::between(closed_at, now),
                     // A line that can't be shown is no reason to stop.
-                    waiting: waiting(&tables, &gates, now).unwrap_or_default(),
+                    waiting: waiting(&tables, &ids, now).unwrap_or_default(),
                     phase: machine.phase(),
                     health: last_failure.get(),
                 });
@@ -224,12 +226,11 @@ async fn drive(
                     }
                 }
                 Action::Check => {
-                    let list = effective_checks(&request);
                     progress.checking(clock::between(closed_at, clock::now()), &list);
                     checks = Some(watch(
-                        must_listen(&request),
+                        must_listen(&request, &endpoints),
                         listening.clone(),
-                        list,
+                        list.clone(),
                         request.checker.clone(),
                         last_failure.clone(),
                     ));
@@ -261,7 +262,7 @@ async fn drive(
         last_failure: last_failure.get(),
         taken_over: opened.taken_over,
         open_failure: opened.failure.map(|error| error.to_string()),
-        endpoints: request.endpoints,
+        gates,
     })
 }
 
@@ -270,7 +271,9 @@ struct Closing {
     /// What the operator should know of where it is attached.
     notes: Vec<String>,
     passes: Checks,
-    /// The endpoints that had a listener here when they were closed.
+    /// All endpoints of the gates.
+    endpoints: Vec<Endpoint>,
+    /// Those that had a listener here when they were closed.
     listening: Vec<Endpoint>,
     attached: Vec<Upped>,
     tables: Tables,
@@ -281,14 +284,16 @@ struct Closing {
     before: GateStats,
 }
 
-/// Closes the gates of all endpoints, or none.
-fn close(pins: &Pins, endpoints: &[Endpoint], max_hold: Duration) -> Result<Closing> {
+/// Closes all gates, or none.
+fn close(pins: &Pins, targets: &[Target], max_hold: Duration) -> Result<Closing> {
     let lock = pins.lock_or_create()?;
-    let attached = pins
+    let closed = pins
         .check_version()
-        .and_then(|()| datapath::attach_temporarily(pins, &lock, endpoints));
-    let closed =
-        attached.and_then(|attached| close_locked(pins, &lock, endpoints, max_hold, attached));
+        .and_then(|()| gates::meant(pins, targets))
+        .and_then(|endpoints| {
+            let attached = datapath::attach_temporarily(pins, &lock, &endpoints)?;
+            close_locked(pins, &lock, (targets, endpoints), max_hold, attached)
+        });
     if closed.is_err() {
         if pins.exist() {
             // The first failure counts.
@@ -303,11 +308,11 @@ fn close(pins: &Pins, endpoints: &[Endpoint], max_hold: Duration) -> Result<Clos
 fn close_locked(
     pins: &Pins,
     lock: &Lock,
-    endpoints: &[Endpoint],
+    (targets, endpoints): (&[Target], Vec<Endpoint>),
     max_hold: Duration,
     attached: Vec<Upped>,
 ) -> Result<Closing> {
-    let mut notes = reach::check(endpoints, &datapath::live(pins)?)?;
+    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
     if !attached.is_empty() {
         notes.extend(reach::left_out()?);
     }
@@ -317,22 +322,21 @@ fn close_locked(
     let listening = endpoints.iter().copied().filter(listens).collect();
     let replayer = Replayer::load(pins, lock)?;
     tables.settle(lock, clock::now())?;
-    let endpoints: BTreeSet<Endpoint> = endpoints.iter().copied().collect();
-    let gates = tables.define_all(lock, &endpoints, clock::now())?;
     let mut claims = Vec::new();
-    for (endpoint, gate) in gates {
-        let Some(claim) = pins.claim_restart(lock, gate)? else {
-            return Err(Error::RestartUnderWay { endpoint });
+    for gate in gates::find_or_make(pins, lock, &mut tables, targets, clock::now())? {
+        let Some(claim) = pins.claim_restart(lock, gate.id)? else {
+            return Err(Error::RestartUnderWay {
+                gate: gate.to_string(),
+            });
         };
-        claims.push((endpoint, gate, claim));
+        claims.push((gate, claim));
     }
     let closed_at = clock::now();
     let deadline = clock::after(closed_at, max_hold);
     let word = StateWord::closed(Closed::Hold, deadline).with_checks();
     let held: Vec<Held> = claims
         .into_iter()
-        .map(|(endpoint, gate, claim)| Held {
-            endpoint,
+        .map(|(gate, claim)| Held {
             gate,
             word,
             _claim: claim,
@@ -340,11 +344,12 @@ fn close_locked(
         .collect();
     let before = counts(&tables, &held)?;
     for held in &held {
-        tables.close(lock, held.gate, word, clock::now())?;
+        tables.close(lock, held.gate.id, word, clock::now())?;
     }
     Ok(Closing {
         notes,
         passes,
+        endpoints,
         listening,
         attached,
         tables,
@@ -361,7 +366,7 @@ fn close_locked(
 struct Opened {
     at: BootTime,
     released: Released,
-    taken_over: Vec<Endpoint>,
+    taken_over: Vec<Gate>,
     failure: Option<Error>,
 }
 
@@ -386,7 +391,7 @@ async fn open(
             Ok(None) => pins.lock().map(drop),
             Err(Error::NotUp) => {
                 // A `gate down` opened them.
-                opened.taken_over = held.iter().map(|held| held.endpoint).collect();
+                opened.taken_over = held.iter().map(|held| held.gate.clone()).collect();
                 Ok(())
             }
             Err(error) => Err(error),
@@ -411,10 +416,10 @@ fn open_locked(
     let current = tables.are_current(pins);
     let mut gates = BTreeSet::new();
     for held in held {
-        if current && tables.state(held.gate)? == held.word {
-            gates.insert(held.gate);
+        if current && tables.state(held.gate.id)? == held.word {
+            gates.insert(held.gate.id);
         } else {
-            opened.taken_over.push(held.endpoint);
+            opened.taken_over.push(held.gate.clone());
         }
     }
     opened.released = release(lock, tables, replayer, &gates)?;
@@ -425,7 +430,7 @@ fn open_locked(
 fn counts(tables: &Tables, held: &[Held]) -> Result<GateStats> {
     let mut sum = GateStats::default();
     for held in held {
-        let stats = tables.stats(held.gate)?;
+        let stats = tables.stats(held.gate.id)?;
         for (sum, count) in sum.counts.iter_mut().zip(stats.counts) {
             *sum += count;
         }
@@ -492,7 +497,7 @@ fn watch(
 /// The endpoints whose listener must be in this network namespace: those with an address of
 /// this host. A wildcard may stand for hosts behind this one, so it counts only where there is
 /// nothing else to check.
-fn must_listen(request: &Request) -> Vec<Endpoint> {
+fn must_listen(request: &Request, endpoints: &[Endpoint]) -> Vec<Endpoint> {
     let is_local = |endpoint: &Endpoint| match endpoint.address {
         None => request.checks.is_empty(),
         Some(address) => match TcpListener::bind((address, 0)) {
@@ -500,8 +505,7 @@ fn must_listen(request: &Request) -> Vec<Endpoint> {
             Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
         },
     };
-    let endpoints = request.endpoints.iter();
-    endpoints.copied().filter(is_local).collect()
+    endpoints.iter().copied().filter(is_local).collect()
 }
 
 /// Whether an endpoint that never had a listener here takes connections all the same: a port that
@@ -517,7 +521,7 @@ async fn is_published(endpoint: Endpoint, listening: &[Endpoint], checker: &Chec
 }
 
 /// The checks that were asked for, or a connection to each endpoint with an address.
-fn effective_checks(request: &Request) -> Vec<Check> {
+fn effective_checks(request: &Request, endpoints: &[Endpoint]) -> Vec<Check> {
     if !request.checks.is_empty() {
         return request.checks.clone();
     }
@@ -525,5 +529,5 @@ fn effective_checks(request: &Request) -> Vec<Check> {
         let target = SocketAddr::new(endpoint.address?, endpoint.port);
         Some(Check::Tcp(target.to_string()))
     };
-    request.endpoints.iter().filter_map(target).collect()
+    endpoints.iter().filter_map(target).collect()
 }

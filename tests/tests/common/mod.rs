@@ -18,7 +18,7 @@ use gate_common::abi::Counter;
 use gate_tests::exe;
 use gate_tests::topology::{INTERFACE, Output, Place, Side, Topology};
 use gate_userspace::attach::NO_TCX;
-use gate_userspace::endpoint::Endpoint;
+use gate_userspace::gates::Target;
 use gate_userspace::interfaces;
 use gate_userspace::pins::Pins;
 use gate_userspace::status::{self, GateStatus, Status};
@@ -130,7 +130,7 @@ pub fn snapshot(topology: &Topology) -> String {
         Ok(Some(status)) => status
             .gates
             .iter()
-            .map(|gate| format!("{} {:?} {}\n", gate.endpoint, gate.mode, gate.waiting.held))
+            .map(|gate| format!("{} {:?} {}\n", gate.gate, gate.mode, gate.waiting.held))
             .collect(),
         Ok(None) => "not up".to_owned(),
         Err(error) => error.to_string(),
@@ -147,11 +147,11 @@ pub fn status(topology: &Topology) -> Status {
         .expect("the gate is up")
 }
 
-/// The status of one gate; none where the endpoint never had one.
+/// The status of one gate, by its name or its endpoint; none where there is none.
 #[track_caller]
-pub fn find_gate(topology: &Topology, endpoint: &str) -> Option<GateStatus> {
-    let endpoint: Endpoint = endpoint.parse().unwrap();
-    let is_it = |gate: &GateStatus| gate.endpoint == endpoint;
+pub fn find_gate(topology: &Topology, target: &str) -> Option<GateStatus> {
+    let target: Target = target.parse().unwrap();
+    let is_it = |gate: &GateStatus| gate.gate.to_string() == target.to_string();
     status(topology).gates.into_iter().find(is_it)
 }
 
