@@ -406,10 +406,10 @@ fn a_wrong_command_line_is_a_usage_error_of_one_line() {
         (vec!["up", "--held", "0", INTERFACE], "--held"),
         (vec!["up", "--held", "many", INTERFACE], "--held"),
         (vec!["up", "--hook", "nfqueue", INTERFACE], "--hook"),
-        (vec!["hold"], "<ENDPOINT>"),
-        (vec!["drop"], "<ENDPOINT>"),
-        (vec!["reject"], "<ENDPOINT>"),
-        (vec!["open"], "<ENDPOINT>"),
+        (vec!["hold"], "<GATE>"),
+        (vec!["drop"], "<GATE>"),
+        (vec!["reject"], "<GATE>"),
+        (vec!["open"], "<GATE>"),
         (vec!["open", "--all", ENDPOINT], "--all"),
         (vec!["hold", ENDPOINT, "--for", "0"], "1ms to 24h"),
         (vec!["hold", ENDPOINT, "--for", "0s"], "1ms to 24h"),
@@ -426,7 +426,7 @@ fn a_wrong_command_line_is_a_usage_error_of_one_line() {
         (restart("--check-timeout", "0"), "1ms to 24h"),
         (vec!["restart", ENDPOINT], "<COMMAND>"),
         (vec!["restart", ENDPOINT, "--"], "<COMMAND>"),
-        (vec!["restart", "--", "true"], "<ENDPOINT>"),
+        (vec!["restart", "--", "true"], "<GATE>"),
     ];
     for (args, word) in cases {
         refused(&topology, &args, 2, &[word]);
