@@ -14,7 +14,7 @@
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
-//! | [`foreign`] | BPF programs that are not gate's |
+//! | [`foreign`] | BPF programs and maps that are not gate's |
 //! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
 //!
 //! Nothing here sends a packet outside namespaces it made itself, and nothing outlives the process.
@@ -22,6 +22,7 @@
 pub mod backend;
 pub mod bench;
 pub mod bounce;
+mod bpf;
 pub mod chart;
 pub mod demo;
 pub mod exe;

@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, bail};
 use aya::EbpfLoader;
 use aya::maps::Map;
 use aya_obj::Object;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_prog_type};
 use gate_userspace::object;
+
+use crate::bpf;
 
 /// The programs, by name and type.
 pub const PROGRAMS: [(&str, bpf_prog_type); 4] = [
@@ -76,8 +78,7 @@ fn load(kind: bpf_prog_type, code: &[bpf_insn]) -> io::Result<String> {
     /// `BPF_LOG_STATS` of linux/bpf_verifier.h.
     const STATS: u32 = 4;
     let mut log = vec![0_u8; 1 << 20];
-    // SAFETY: bpf_attr is a union of plain integers and arrays, for which zero is valid.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    let mut attr = bpf::attr();
     attr.__bindgen_anon_3.prog_type = kind as u32;
     attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
     attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
@@ -85,25 +86,14 @@ fn load(kind: bpf_prog_type, code: &[bpf_insn]) -> io::Result<String> {
     attr.__bindgen_anon_3.log_level = STATS;
     attr.__bindgen_anon_3.log_size = log.len() as u32;
     attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
-    // SAFETY: the attribute is a valid bpf_attr of the size that is passed; the code and the log
-    // it points to live through the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_PROG_LOAD as libc::c_int,
-            std::ptr::from_mut(&mut attr),
-            size_of::<bpf_attr>(),
-        )
-    };
-    let error = io::Error::last_os_error();
+    // SAFETY: the code, the licence and the log live through the call.
+    let loaded = unsafe { bpf::object(bpf_cmd::BPF_PROG_LOAD, &mut attr) };
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     let text = String::from_utf8_lossy(&log[..end]).into_owned();
-    if fd < 0 {
-        return Err(io::Error::new(error.kind(), format!("{error}: {text}")));
+    match loaded {
+        Ok(_) => Ok(text),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{error}: {text}"))),
     }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    Ok(text)
 }
 
 /// The figure of `processed N insns (limit …)`.

@@ -5,8 +5,7 @@ mod common;
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_type};
 use common::{
     BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, PORT, ROOT, assert_complaint, assert_refusal,
     count, find_gate, gate, gate_status, listen, mode, refused, shell, snapshot, status, up,
@@ -24,7 +22,7 @@ use common::{
 use gate_common::abi::{Counter, Direction};
 use gate_tests::backend::Options;
 use gate_tests::exe;
-use gate_tests::foreign::unlimited_memory;
+use gate_tests::foreign;
 use gate_tests::service::Service;
 use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology, server_v4};
 use gate_userspace::filters;
@@ -120,63 +118,14 @@ fn json(output: &Output) -> Value {
     value
 }
 
-// ---- What others made: programs and maps by bpf(2) itself, for aya makes neither ----
-
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> OwnedFd {
-    unlimited_memory();
-    // SAFETY: the attribute is a valid bpf_attr of the size that is passed; the pointers in it
-    // are the callers', from buffers that live through the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_int,
-            std::ptr::from_mut(attr),
-            size_of::<bpf_attr>(),
-        )
-    };
-    assert!(fd >= 0, "bpf(2): {}", io::Error::last_os_error());
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd as i32) }
-}
-
-fn zeroed_attr() -> bpf_attr {
-    // SAFETY: bpf_attr is a union of plain integers and arrays, for which zero is valid.
-    unsafe { zeroed() }
-}
-
-/// An XDP program with the name `foreign` that passes everything.
-fn foreign_program() -> OwnedFd {
-    // mov64 r0, XDP_PASS; exit
-    let code: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
-    let mut name = [0; 16];
-    for (to, from) in name.iter_mut().zip(b"foreign") {
-        *to = from.cast_signed();
-    }
-    let mut attr = zeroed_attr();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
-    attr.__bindgen_anon_3.insn_cnt = 2;
-    attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
-    attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
-    attr.__bindgen_anon_3.prog_name = name;
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)
-}
-
-/// An array with values of this size.
-fn array(value_size: u32, max_entries: u32) -> OwnedFd {
-    let mut attr = zeroed_attr();
-    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-    attr.__bindgen_anon_1.key_size = 4;
-    attr.__bindgen_anon_1.value_size = value_size;
-    attr.__bindgen_anon_1.max_entries = max_entries;
-    bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)
-}
+// ---- What others made ----
 
 /// Attaches a foreign program; it stays for as long as the link is held.
 fn attach_foreign(topology: &Topology, interface: &str, flags: u32) -> OwnedFd {
     topology
         .run(Side::Server, || {
             let index = interfaces::named(&interfaces::list()?, interface)?.index;
-            Ok(sys::attach_xdp(foreign_program().as_fd(), index, flags)?)
+            Ok(sys::attach_xdp(foreign::xdp()?.as_fd(), index, flags)?)
         })
         .unwrap()
 }
@@ -302,7 +251,7 @@ fn a_foreign_program_attached_by_netlink_is_named_and_stays() {
     let topology = Topology::new().unwrap();
     let path = Path::new("/sys/fs/bpf/theirs");
     let pinned = topology.run(Side::Server, || {
-        Ok(sys::pin(foreign_program().as_fd(), path)?)
+        Ok(sys::pin(foreign::xdp()?.as_fd(), path)?)
     });
     pinned.unwrap();
     let line = format!(
@@ -818,7 +767,7 @@ fn a_pin_of_another_size_is_named_and_down_then_up_repairs_that() {
     let replaced = topology.run(Side::Server, || {
         let path = Pins::here()?.map("GATES");
         fs::remove_file(&path)?;
-        sys::pin(array(16, 1024).as_fd(), &path)?;
+        sys::pin(foreign::array(16, 1024)?.as_fd(), &path)?;
         Ok(path)
     });
     let path = replaced.unwrap();

@@ -1,23 +1,20 @@
 //! A program of two instructions that passes every packet: what anything costs at the least.
 
-use std::io;
-use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_prog_type};
 use gate_common::abi::Direction;
 use gate_userspace::hooks::Slot;
 use gate_userspace::sys;
 use nix::net::if_::if_nametoindex;
 
-use crate::foreign::unlimited_memory;
+use crate::bpf;
 
-/// `r0 = XDP_PASS; exit`, in the kernel's encoding (struct bpf_insn).
-const XDP_PASS: [u64; 2] = [0x0000_0002_0000_00b7, EXIT];
-/// `r0 = TC_ACT_UNSPEC; exit`.
-const TC_PASS: [u64; 2] = [0xffff_ffff_0000_00b7, EXIT];
-const EXIT: u64 = 0x0000_0000_0000_0095;
+/// Of `enum xdp_action` of linux/bpf.h.
+const XDP_PASS: i32 = 2;
+/// Of linux/pkt_cls.h.
+const TC_ACT_UNSPEC: i32 = -1;
 
 /// The loaded program.
 pub struct Baseline(OwnedFd);
@@ -25,21 +22,14 @@ pub struct Baseline(OwnedFd);
 impl Baseline {
     /// Loads the one for a hook. Needs root.
     pub fn load(slot: Slot) -> Result<Self> {
-        let (kind, program) = match slot {
+        let (kind, pass) = match slot {
             Slot::Xdp => (bpf_prog_type::BPF_PROG_TYPE_XDP, XDP_PASS),
-            Slot::TcIngress | Slot::TcEgress => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, TC_PASS),
+            Slot::TcIngress | Slot::TcEgress => {
+                (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, TC_ACT_UNSPEC)
+            }
         };
-        let license = c"GPL";
-        // SAFETY: bpf_attr is a union of integers and arrays, for which zero is valid.
-        let mut attr: bpf_attr = unsafe { zeroed() };
-        attr.__bindgen_anon_3.prog_type = kind as u32;
-        attr.__bindgen_anon_3.insns = program.as_ptr() as u64;
-        attr.__bindgen_anon_3.insn_cnt = program.len() as u32;
-        attr.__bindgen_anon_3.license = license.as_ptr() as u64;
-        unlimited_memory();
-        let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("BPF_PROG_LOAD")?;
-        // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let program = bpf::answering(kind, pass, "baseline").context("BPF_PROG_LOAD")?;
+        Ok(Self(program))
     }
 
     /// Attaches it by TCX to an interface of the calling thread's network namespace, until what is
@@ -57,31 +47,14 @@ impl Baseline {
 
     /// The nanoseconds that one run takes, the kernel's own mean over `repeat` runs.
     pub fn run(&self, frame: &[u8], repeat: u32) -> Result<f64> {
-        // SAFETY: as above.
-        let mut attr: bpf_attr = unsafe { zeroed() };
+        let mut attr = bpf::attr();
         attr.test.prog_fd = self.0.as_raw_fd() as u32;
         attr.test.data_in = frame.as_ptr() as u64;
         attr.test.data_size_in = frame.len() as u32;
         attr.test.repeat = repeat;
-        bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).context("BPF_PROG_TEST_RUN")?;
+        // SAFETY: the frame is of the size that is passed, and lives through the call.
+        unsafe { bpf::call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.context("BPF_PROG_TEST_RUN")?;
         // SAFETY: the call was a test run, so the union holds its answer.
         Ok(f64::from(unsafe { attr.test.duration }))
     }
-}
-
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
-    // SAFETY: the attribute is a valid bpf_attr of the size that is passed, and lives through
-    // the call, as do the buffers that the callers put into it.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_int,
-            std::ptr::from_mut(attr),
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result as RawFd)
 }

@@ -1,38 +1,28 @@
 //! Asking the kernel whether it has something. Needs root.
 
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::size_of;
 use std::panic::resume_unwind;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::bpf;
+
 /// Lists the programs at the TCX hook of `lo`, which is the first interface everywhere.
 pub(super) fn tcx() -> Result<bool> {
-    // SAFETY: bpf_attr is a union of integers and arrays, for which zero is valid.
-    let mut attr: bpf_attr = unsafe { zeroed() };
+    let mut attr = bpf::attr();
     attr.query.__bindgen_anon_1.target_ifindex = 1;
     attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
-    // SAFETY: the attribute is a valid bpf_attr of the size that is passed, and lives through
-    // the call; it points to nothing.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_PROG_QUERY as libc::c_int,
-            &raw mut attr,
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result == 0 {
-        return Ok(true);
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        error => Err(error).context("ask for the programs at a TCX hook"),
+    // SAFETY: the attribute points to nothing.
+    match unsafe { bpf::call(bpf_cmd::BPF_PROG_QUERY, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error).context("ask for the programs at a TCX hook"),
     }
 }
 

@@ -1,0 +1,84 @@
+//! bpf(2) itself, for what aya does not make.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+/// An attribute with nothing in it.
+pub fn attr() -> bpf_attr {
+    // SAFETY: bpf_attr is a union of plain integers and arrays, for which zero is valid.
+    unsafe { zeroed() }
+}
+
+/// Calls bpf(2); what it returns.
+///
+/// # Safety
+/// The pointers in the attribute are to buffers as large as it says, which live through the call.
+///
+/// # Errors
+/// The kernel's.
+pub unsafe fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute is a valid bpf_attr of the size that is passed; the caller sees to
+    // the pointers in it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+/// As [`call`], for commands that return a descriptor.
+///
+/// # Safety
+/// As for [`call`], and the command returns a new descriptor.
+///
+/// # Errors
+/// The kernel's.
+pub unsafe fn object(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's.
+    let fd = unsafe { call(command, attr)? };
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Loads a program of this name that answers every packet with this code. A longer name than 15
+/// bytes is cut.
+///
+/// # Errors
+/// The kernel's.
+pub fn answering(kind: bpf_prog_type, code: i32, name: &str) -> io::Result<OwnedFd> {
+    // mov64 r0, code; exit (struct bpf_insn)
+    let instructions: [u64; 2] = [
+        0xb7 | u64::from(code.cast_unsigned()) << 32,
+        0x0000_0000_0000_0095,
+    ];
+    let mut attr = attr();
+    attr.__bindgen_anon_3.prog_type = kind as u32;
+    attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
+    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
+    let mut bytes = [0; 16];
+    for (to, from) in bytes[..15].iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    attr.__bindgen_anon_3.prog_name = bytes;
+    unlimited_memory();
+    // SAFETY: the instructions and the licence live through the call.
+    unsafe { object(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
+}
+
+/// Lifts the limit on locked memory, to which programs and maps count before Linux 5.11. Where that
+/// is refused, what needs it fails.
+pub fn unlimited_memory() {
+    let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
