@@ -1,0 +1,45 @@
+//! Traffic control: what is on an interface, and whether gate works there.
+
+use gate_common::abi::Counter;
+use gate_tests::topology::{Side, Topology, server_v4};
+
+use super::{Clients, ENDPOINT, PORT, count, gate, listen, listen_at, shell, wait_until_held};
+
+/// The filters of both directions and the qdiscs of an interface, as `tc` shows them, without
+/// what counts.
+pub fn tc_state(topology: &Topology, interface: &str) -> String {
+    let line = format!(
+        "tc qdisc show dev {interface} ingress; tc qdisc show dev {interface} clsact; \
+         tc filter show dev {interface} ingress; tc filter show dev {interface} egress"
+    );
+    shell(topology, Side::Server, &line)
+}
+
+/// Holds a SYN that comes in on the cable, and one that goes out there, and opens: both connect.
+#[track_caller]
+pub fn holds_and_releases_both_ways(topology: &Topology) {
+    let out = "10.0.0.1:8080";
+    let _in = listen(topology, server_v4(PORT));
+    let _out = listen_at(topology, Side::Client, out.parse().unwrap());
+    gate(topology, &["hold", ENDPOINT, out]);
+    let clients = [
+        (Side::Client, server_v4(PORT)),
+        (Side::Server, out.parse().unwrap()),
+    ]
+    .map(|(side, target)| Clients::one_at(topology, side, target));
+    for endpoint in [ENDPOINT, out] {
+        wait_until_held(topology, endpoint, 1);
+    }
+    gate(topology, &["open", ENDPOINT, out]);
+    for client in clients {
+        client.finish_connected();
+    }
+    for endpoint in [ENDPOINT, out] {
+        assert_eq!(
+            count(topology, endpoint, Counter::Released),
+            1,
+            "{endpoint}"
+        );
+        assert_eq!(count(topology, endpoint, Counter::Held), 1, "{endpoint}");
+    }
+}

@@ -1,0 +1,48 @@
+//! What `gate` can be told, and what it answers.
+
+use std::process::Command;
+
+use gate_tests::exe;
+use gate_tests::topology::{INTERFACE, Output, Side, Topology};
+use serde_json::Value;
+
+use super::{ENDPOINT, LIMIT};
+
+/// Every verb, as it would be used.
+pub const VERBS: [&[&str]; 9] = [
+    &["up", INTERFACE],
+    &["down"],
+    &["hold", ENDPOINT],
+    &["drop", ENDPOINT],
+    &["reject", ENDPOINT],
+    &["open", ENDPOINT],
+    &["status"],
+    &["restart", ENDPOINT, "--", "true"],
+    &["log"],
+];
+
+/// The verbs that close a gate or open it.
+pub const CHANGES: [&[&str]; 5] = [
+    &["hold", ENDPOINT],
+    &["drop", ENDPOINT],
+    &["reject", ENDPOINT],
+    &["open", ENDPOINT],
+    &["restart", ENDPOINT, "--", "true"],
+];
+
+/// A shell line in the server namespace, `gate` being "$0".
+pub fn with_gate(topology: &Topology, line: &str) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).arg(exe::gate().unwrap());
+    topology.output(Side::Server, &mut command, LIMIT).unwrap()
+}
+
+/// What was printed, which must be one line of JSON.
+#[track_caller]
+pub fn json(output: &Output) -> Value {
+    let value: Value = serde_json::from_str(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error} in the JSON of {output}"));
+    assert_eq!(value["version"], 2, "{output}");
+    assert_eq!(output.stdout.lines().count(), 1, "{output}");
+    value
+}

@@ -1,0 +1,262 @@
+//! Many connections, many restarts, and load meanwhile: nobody is lost, and what is held comes in
+//! order. Needs root.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, TARGET, assert_connects_at_once,
+    count, gate, listen, restart, running, status, up, up_with_service, wait_until,
+    wait_until_counted, wait_until_held,
+};
+use gate_common::abi::Counter;
+use gate_tests::bench;
+use gate_tests::listener::Watch;
+use gate_tests::load::{Load, Outcome, Request, get_once};
+use gate_tests::topology::{INTERFACE, Side, Topology};
+use nix::sys::signal::Signal;
+
+/// One of the server's counters of /proc/net/netstat, such as `ListenOverflows`.
+fn netstat(topology: &Topology, name: &str) -> u64 {
+    let path = "/proc/thread-self/net/netstat";
+    let text = topology
+        .run(Side::Server, || Ok(std::fs::read_to_string(path)?))
+        .unwrap();
+    let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split(' ').collect()).collect();
+    let column = |pair: &[Vec<&str>]| {
+        let at = pair[0].iter().position(|word| *word == name)?;
+        pair[1][at].parse().ok()
+    };
+    let found = lines.chunks(2).find_map(column);
+    found.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+#[test]
+fn ten_thousand_held_connections_are_all_released() {
+    const COUNT: usize = 10_000;
+    let topology = up();
+    for (name, value) in [
+        ("net.core.somaxconn", "16384"),
+        ("net.ipv4.tcp_max_syn_backlog", "16384"),
+        ("net.ipv4.tcp_syncookies", "0"),
+    ] {
+        topology.sysctl(Side::Server, name, value).unwrap();
+    }
+    let listener = listen(&topology, TARGET);
+    // SAFETY: the call takes two integers, of which one is an open socket's descriptor.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 16_384) }, 0);
+    gate(&topology, &["hold", ENDPOINT, "--for", "60s"]);
+    let clients = Clients::start(&topology, TARGET, COUNT, None);
+    wait_until_held(&topology, ENDPOINT, COUNT);
+    assert_eq!(clients.connected(), 0);
+    let start = Instant::now();
+    let output = gate(&topology, &["open", "--json", ENDPOINT]);
+    let opened = start.elapsed();
+    wait_until("all have ended", || clients.ended().len() == COUNT);
+    println!(
+        "gate open: {} in {opened:?}, all connected after {:?}",
+        output.stdout.trim(),
+        start.elapsed()
+    );
+    clients.finish_connected();
+    for (counter, expected) in [
+        (Counter::Held, COUNT),
+        (Counter::Released, COUNT),
+        (Counter::Overflowed, 0),
+        (Counter::Uncaptured, 0),
+    ] {
+        assert_eq!(
+            count(&topology, ENDPOINT, counter),
+            expected as u64,
+            "{counter:?}"
+        );
+    }
+    for name in ["ListenOverflows", "ListenDrops", "TCPReqQFullDrop"] {
+        assert_eq!(netstat(&topology, name), 0, "{name}");
+    }
+}
+
+/// Starts to capture every frame of the server's interface.
+fn capture(topology: &Topology) -> File {
+    topology
+        .run(Side::Server, || {
+            let all = i32::from(u16::to_be(libc::ETH_P_ALL as u16));
+            let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            // SAFETY: the call takes three integers and touches no memory of ours.
+            let fd = unsafe { libc::socket(libc::AF_PACKET, kind, all) };
+            if fd < 0 {
+                return Err(std::io::Error::last_os_error().into());
+            }
+            // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+            let file = unsafe { File::from_raw_fd(fd) };
+            let room: libc::c_int = 1 << 24;
+            // SAFETY: the value is an integer of the size that is passed, and lives through the
+            // call.
+            let set = unsafe {
+                libc::setsockopt(
+                    fd,
+                    libc::SOL_SOCKET,
+                    libc::SO_RCVBUFFORCE,
+                    std::ptr::from_ref(&room).cast(),
+                    size_of_val(&room) as libc::socklen_t,
+                )
+            };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+            Ok(file)
+        })
+        .unwrap()
+}
+
+/// The source ports of the SYNs to the port among the captured frames, in order: IPv4 without
+/// options over untagged Ethernet, as all is in a topology.
+fn captured_syns(mut capture: &File) -> Vec<u16> {
+    let mut ports = Vec::new();
+    let mut frame = [0; 2048];
+    while let Ok(len) = capture.read(&mut frame) {
+        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let is_syn = len >= 54 && word(12) == 0x0800 && frame[23] == 6 && frame[47] & 0x3f == 2;
+        if is_syn && word(36) == PORT {
+            ports.push(word(34));
+        }
+    }
+    ports
+}
+
+#[test]
+fn what_is_held_reaches_the_stack_once_and_in_order() {
+    const COUNT: u16 = 100;
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", "--hook", "xdp-generic", INTERFACE]);
+    let _listener = listen(&topology, TARGET);
+    // XDP comes before the capture, so what is withheld does not show.
+    let capture = capture(&topology);
+    assert_connects_at_once(&topology, TARGET);
+    assert_eq!(captured_syns(&capture).len(), 1);
+
+    gate(&topology, &["hold", ENDPOINT]);
+    let clients = Clients::start(&topology, TARGET, COUNT.into(), Some(20_000));
+    wait_until_held(&topology, ENDPOINT, COUNT.into());
+    // Each is retransmitted meanwhile, and still one connection.
+    wait_until_counted(&topology, ENDPOINT, Counter::Refreshed, COUNT.into());
+    assert_eq!(count(&topology, ENDPOINT, Counter::Held), u64::from(COUNT));
+    assert_eq!(captured_syns(&capture).len(), 0);
+    gate(&topology, &["open", ENDPOINT]);
+    clients.finish_connected();
+    let ports: Vec<u16> = (20_000..20_000 + COUNT).collect();
+    assert_eq!(captured_syns(&capture), ports);
+    assert_eq!(
+        count(&topology, ENDPOINT, Counter::Released),
+        u64::from(COUNT)
+    );
+}
+
+#[test]
+fn opening_under_load_loses_and_delays_nobody() {
+    let (topology, _service) = up_with_service();
+    let length = Duration::from_secs(7);
+    let load = Load::new(TARGET, 1_000, length);
+    let load = load.start(&topology).unwrap();
+    sleep(MS * 200);
+    // Each opening races with SYNs that are just coming in.
+    for _ in 0..8 {
+        gate(&topology, &["hold", ENDPOINT]);
+        sleep(MS * 100);
+        gate(&topology, &["open", ENDPOINT]);
+    }
+    assert!(load.begin().elapsed() < length, "too slow for the load");
+    assert_nothing_lost(&load.finish().unwrap());
+    assert!(count(&topology, ENDPOINT, Counter::Released) > 100);
+}
+
+/// Every request was answered, and none by way of a retransmission.
+#[track_caller]
+fn assert_nothing_lost(requests: &[Request]) {
+    assert!(requests.len() > 100);
+    let is_bad = |r: &&Request| r.outcome != Outcome::Ok || r.latency > BEFORE_RETRANSMISSION;
+    let bad: Vec<_> = requests.iter().filter(is_bad).collect();
+    assert!(
+        bad.is_empty(),
+        "{} of {}: {bad:?}",
+        bad.len(),
+        requests.len()
+    );
+}
+
+#[test]
+fn nginx_is_restarted_under_load_and_no_client_sees_it() {
+    let summary = bench::restart::once(MS * 300, 200).unwrap();
+    assert!(summary.requests > 400, "{summary:?}");
+    assert_eq!(summary.lost(), 0, "{}", summary.errors_in_words());
+    assert!(summary.outage >= MS * 299, "{summary:?}");
+    // Half of a retransmission's second, which is what tells the mechanisms apart.
+    assert!(summary.added().unwrap() < MS * 500, "{summary:?}");
+}
+
+#[test]
+fn fifty_restarts_in_a_row_under_load_lose_nobody() {
+    const RESTARTS: usize = 50;
+    let (topology, service) = up_with_service();
+    let done = Arc::new(AtomicBool::new(false));
+    let is_done = Arc::clone(&done);
+    let load = topology
+        .start(Side::Client, move || {
+            let mut requests = Vec::new();
+            while !is_done.load(Ordering::SeqCst) {
+                requests.extend(Load::new(TARGET, 200, MS * 500).run(Instant::now())?);
+            }
+            Ok(requests)
+        })
+        .unwrap();
+    let watch = Watch::start(&topology, TARGET).unwrap();
+    let words = service.restart_command(MS * 50).unwrap();
+    let words: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();
+    for _ in 0..RESTARTS {
+        let output = restart(&topology, &[], &words);
+        assert_eq!(output.code(), 0, "{output}");
+    }
+    done.store(true, Ordering::SeqCst);
+    assert_nothing_lost(&load.join().unwrap().unwrap());
+    let gaps = watch.finish().unwrap();
+    assert_eq!(gaps.len(), RESTARTS);
+    // The watch may see a listener's end late, but it sees every one.
+    assert!(gaps.iter().all(|gap| gap.length() >= MS * 25), "{gaps:?}");
+    assert!(count(&topology, ENDPOINT, Counter::Released) > 100);
+    // The backend that answers now is the last that was started.
+    let outcome = topology.run(Side::Client, || get_once(TARGET, "/healthz", LIMIT));
+    assert_eq!(outcome.unwrap(), Outcome::Ok);
+}
+
+#[test]
+fn gates_are_counted_and_named_once_however_often_they_are_closed() {
+    let topology = up();
+    for _ in 0..5 {
+        gate(&topology, &["hold", ENDPOINT, ENDPOINT, "*:8080"]);
+        gate(&topology, &["open", "--all"]);
+    }
+    let gates = status(&topology).gates;
+    let names: BTreeSet<String> = gates.iter().map(|g| g.gate.to_string()).collect();
+    assert_eq!((gates.len(), names.len()), (2, 2), "{names:?}");
+}
+
+#[test]
+fn under_nohup_a_hangup_changes_nothing() {
+    let (topology, _service) = up_with_service();
+    let mut command = Command::new("nohup");
+    command
+        .arg(gate_tests::exe::gate().unwrap())
+        .args(["restart", ENDPOINT, "--", "sleep", "1.5"]);
+    let restart = topology.spawn(Side::Server, &mut command).unwrap();
+    wait_until("the command runs", || running(&topology, "sleep 1.5") == 1);
+    restart.signal(Signal::SIGHUP).unwrap();
+    let output = restart.wait(LIMIT).unwrap();
+    assert_eq!(output.code(), 0, "{output}");
+}
