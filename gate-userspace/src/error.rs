@@ -196,6 +196,15 @@ pub enum Error {
         /// The first version that has it.
         since: &'static str,
     },
+    /// The kernel can't destroy sockets.
+    #[error(
+        "this kernel ({release}) can't reset connections: it is built without \
+         CONFIG_INET_DIAG_DESTROY; wait for them with `gate drain`, or restart who has them"
+    )]
+    NoDestroy {
+        /// The running kernel's release.
+        release: String,
+    },
     /// Other sizes than asked for.
     #[error(
         "the table of held SYNs has room for {actual}, not {asked}: run `gate down`, then \
@@ -330,6 +339,7 @@ impl Error {
             | Self::Impossible { .. }
             | Self::NoNativeXdp { .. }
             | Self::Kernel { .. }
+            | Self::NoDestroy { .. }
             | Self::OtherHook { .. }
             | Self::OtherSize { .. }
             | Self::Full { .. }

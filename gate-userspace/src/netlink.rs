@@ -39,38 +39,85 @@ fn talk<M>(protocol: isize, request: M, flags: u16) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable,
 {
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    Channel::open(protocol)?.talk(request, flags)
+}
 
-    let mut answers = Vec::new();
-    let mut datagram = Vec::with_capacity(DATAGRAM);
-    loop {
-        datagram.clear();
-        socket.recv(&mut datagram, 0)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<M>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            let len = (message.header.length as usize).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                NetlinkPayload::Done(_) => return Ok(answers),
-                // Code 0 acknowledges.
-                NetlinkPayload::Error(error) => match error.code {
-                    None => return Ok(answers),
-                    Some(_) => return Err(error.to_io()),
-                },
-                _ => {}
+/// A netlink socket, for many requests. It belongs to the network namespace in which it was opened.
+pub struct Channel {
+    socket: Socket,
+    datagram: Vec<u8>,
+}
+
+impl Channel {
+    /// Opens one of `protocol` in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// Those of the socket calls.
+    pub fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            datagram: Vec::with_capacity(DATAGRAM),
+        })
+    }
+
+    /// As [`dump`].
+    ///
+    /// # Errors
+    /// Those of the socket calls, and the kernel's own answer.
+    pub fn dump<M>(&mut self, request: M) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.talk(request, NLM_F_DUMP)
+    }
+
+    /// As [`ask`], with no flags besides.
+    ///
+    /// # Errors
+    /// Those of the socket calls, and the kernel's own answer.
+    pub fn ask<M>(&mut self, request: M) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.talk(request, NLM_F_ACK)
+    }
+
+    fn talk<M>(&mut self, request: M, flags: u16) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let mut answers = Vec::new();
+        loop {
+            self.datagram.clear();
+            self.socket.recv(&mut self.datagram, 0)?;
+            let mut rest = self.datagram.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<M>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let len = (message.header.length as usize).next_multiple_of(4);
+                match message.payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    // Code 0 acknowledges.
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(answers),
+                        Some(_) => return Err(error.to_io()),
+                    },
+                    _ => {}
+                }
+                rest = rest.get(len..).unwrap_or_default();
             }
-            rest = rest.get(len..).unwrap_or_default();
         }
     }
 }

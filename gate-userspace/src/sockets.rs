@@ -1,4 +1,4 @@
-//! The backend's sockets, by sock_diag.
+//! TCP sockets of this network namespace, by sock_diag: who listens, what waits, who is connected.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,6 +10,16 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::endpoint::Endpoint;
 use crate::netlink;
+
+mod connections;
+mod destroy;
+mod owners;
+mod socket;
+
+pub use connections::{Connection, Found, Lister};
+pub use destroy::{Destroyer, can_destroy};
+pub use owners::{Process, owners};
+pub use socket::{Name, Socket, State};
 
 /// What waits at an endpoint for its listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

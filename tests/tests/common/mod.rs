@@ -12,6 +12,7 @@ mod connections;
 mod restarts;
 mod tc;
 mod verbs;
+pub mod connected;
 
 use std::ffi::OsStr;
 use std::process::Command;
