@@ -1,7 +1,9 @@
 //! Attaching programs to interfaces, pinned, and finding out what became of them.
 
+mod clsact;
+
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::loaded_programs;
@@ -13,6 +15,8 @@ use crate::hooks::{Hook, Slot};
 use crate::interfaces::{self, Interface, XdpMode};
 use crate::pins::{self, Pins};
 use crate::sys;
+
+pub use clsact::{forget_lost_qdiscs, remove_all_orphans, remove_qdiscs};
 
 /// Set to attach by `clsact` filters also where the kernel has TCX, as kernels before 6.6 do.
 pub const NO_TCX: &str = "GATE_NO_TCX";
@@ -146,10 +150,9 @@ fn actual(interface: &Interface, slot: Slot, by: By, program: u32) -> Result<Opt
         By::Tcx => sys::tcx_programs(interface.index, direction)
             .map_err(Error::call("bpf query of", interface.name.as_str()))?
             .is_some_and(|ids| ids.contains(&program)),
-        By::Clsact => filters::list(interface.index, direction)
+        By::Clsact => !clsact::of_program(interface.index, direction, program)
             .map_err(Error::call("list filters of", interface.name.as_str()))?
-            .iter()
-            .any(|filter| filter.program == program),
+            .is_empty(),
     };
     Ok(is_there.then_some(Hook::Tc(direction)))
 }
@@ -172,7 +175,7 @@ pub fn attach(
             pin(link.as_fd(), &pins.link(interface.index, hook.slot()))?;
             Ok(By::Tcx)
         }
-        Hook::Tc(_) => attach_filter(pins, program, interface, hook.slot()),
+        Hook::Tc(_) => clsact::attach(pins, program, interface, hook.slot()),
     }
 }
 
@@ -202,72 +205,6 @@ fn attach_xdp(
     Ok(By::Xdp)
 }
 
-fn attach_filter(
-    pins: &Pins,
-    program: BorrowedFd<'_>,
-    interface: &Interface,
-    slot: Slot,
-) -> Result<By> {
-    let (index, name) = (interface.index, interface.name.as_str());
-    let record = pins.qdisc(index);
-    let is_new = !record.exists();
-    if is_new {
-        remove_orphans(pins, interface)?;
-    } else {
-        remove_orphans_of(pins, index, slot)?;
-    }
-    let ingress_only =
-        filters::has_ingress_qdisc(index).map_err(Error::call("list qdiscs of", name))?;
-    if ingress_only && slot == Slot::TcEgress {
-        return Err(Error::Impossible {
-            interface: name.to_owned(),
-            why: "it has an ingress qdisc of another's, which has no egress",
-            instead: "use --hook tc-ingress",
-        });
-    }
-    if is_new {
-        pins::make_folder(&pins.qdiscs())?;
-        pins::make_folder(&record)?;
-    }
-    let undo = || -> Result<()> {
-        if is_new {
-            remove_own_qdisc(index, &record)?;
-        }
-        Ok(())
-    };
-    match filters::make_qdisc(index) {
-        // Another's, and it stays.
-        Ok(false) if is_new => pins::remove(&record)?,
-        Ok(_) => {}
-        Err(error) => {
-            pins::remove(&record)?;
-            return Err(Error::call("make clsact qdisc on", name)(error));
-        }
-    }
-    let path = pins.filter(index, slot);
-    let attached = filters::add(index, slot.direction(), program, slot.program())
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => Error::FilterTaken {
-                interface: name.to_owned(),
-                direction: match slot.direction() {
-                    Direction::Ingress => "ingress",
-                    Direction::Egress => "egress",
-                },
-            },
-            _ => Error::call("add filter to", name)(error),
-        })
-        .and_then(|()| {
-            pins::make_folder(&pins.filters())?;
-            pin(program, &path)
-        });
-    if let Err(error) = attached {
-        // The first failure counts.
-        let _second = remove_orphans_of(pins, index, slot).and_then(|()| undo());
-        return Err(error);
-    }
-    Ok(By::Clsact)
-}
-
 /// Puts another program behind an attachment, atomically.
 ///
 /// # Errors
@@ -283,12 +220,9 @@ pub fn update(attachment: &Attachment, program: BorrowedFd<'_>) -> Result<()> {
         }
         By::Clsact => {
             let direction = attachment.slot.direction();
-            let filters = filters::list(attachment.ifindex, direction)
+            let ours = clsact::of_program(attachment.ifindex, direction, attachment.program)
                 .map_err(Error::call("list filters of", shown.as_str()))?;
-            let ours = filters
-                .iter()
-                .find(|filter| filter.program == attachment.program);
-            if let Some(filter) = ours {
+            if let Some(filter) = ours.first() {
                 filters::replace(attachment.ifindex, direction, filter, program)
                     .map_err(Error::call("replace filter of", shown))?;
             }
@@ -309,27 +243,9 @@ pub fn detach(path: &Path) -> Result<()> {
         // A filter's pin is its program, which is no link: the call fails. An error of a link
         // means that its interface is gone.
         let _gone = sys::detach_link(object.as_fd());
-        detach_filter(path, &object)?;
+        clsact::detach(path, &object)?;
     }
     pins::remove(path)
-}
-
-fn detach_filter(path: &Path, object: &OwnedFd) -> Result<()> {
-    let is_filter = path.parent().and_then(Path::file_name) == Some(pins::FILTERS.as_ref());
-    let Some((ifindex, slot)) = pins::parse_link(path).filter(|_| is_filter) else {
-        return Ok(());
-    };
-    let shown = || path.display().to_string();
-    let program =
-        sys::program_id(object.as_fd()).map_err(Error::call("bpf program info of", shown()))?;
-    let direction = slot.direction();
-    let filters =
-        filters::list(ifindex, direction).map_err(Error::call("list filters of", shown()))?;
-    for filter in filters.iter().filter(|filter| filter.program == program) {
-        filters::remove(ifindex, direction, filter)
-            .map_err(Error::call("remove filter of", shown()))?;
-    }
-    Ok(())
 }
 
 /// Detaches all that is pinned in a namespace's folder, and removes what was made for it.
@@ -345,136 +261,8 @@ pub fn detach_all(folder: &Path) -> Result<()> {
         }
         pins::remove(&links)?;
     }
-    let qdiscs = folder.join(pins::QDISCS);
-    for record in pins::entries(&qdiscs) {
-        let index = record
-            .file_name()
-            .and_then(|name| name.to_str()?.parse().ok());
-        match index {
-            Some(index) => remove_own_qdisc(index, &record)?,
-            None => pins::remove(&record)?,
-        }
-    }
-    pins::remove(&qdiscs)
-}
-
-/// Forgets the qdiscs that went with all of gate's filters in them: what is in their place now, on
-/// that interface or on another with its index, is another's.
-///
-/// # Errors
-/// Those of the kernel and the file system.
-pub fn forget_lost_qdiscs(folder: &Path) -> Result<()> {
-    for record in pins::entries(&folder.join(pins::QDISCS)) {
-        let mut filters = pins::entries(&folder.join(pins::FILTERS));
-        filters.retain(|pin| {
-            let of = pins::parse_link(pin).map(|(ifindex, _)| ifindex.to_string());
-            of.as_deref().map(AsRef::as_ref) == record.file_name()
-        });
-        let mut lost = !filters.is_empty();
-        for pin in filters {
-            lost &= !is_in_place(&pin)?;
-        }
-        if lost {
-            pins::remove(&record)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether the filter of this pin is on its interface.
-fn is_in_place(pin: &Path) -> Result<bool> {
-    let shown = || pin.display().to_string();
-    let (Some((ifindex, slot)), Ok(program)) = (pins::parse_link(pin), sys::open_pin(pin)) else {
-        return Ok(false);
-    };
-    let id =
-        sys::program_id(program.as_fd()).map_err(Error::call("bpf program info of", shown()))?;
-    let filters = filters::list(ifindex, slot.direction())
-        .map_err(Error::call("list filters of", shown()))?;
-    Ok(filters.iter().any(|filter| filter.program == id))
-}
-
-/// Removes the qdiscs that gate made, but for those that these records tell of.
-///
-/// # Errors
-/// Those of the file system.
-pub fn remove_qdiscs(pins: &Pins, kept: &[PathBuf]) -> Result<()> {
-    for record in pins::entries(&pins.qdiscs()) {
-        let index = record
-            .file_name()
-            .and_then(|name| name.to_str()?.parse().ok());
-        if let Some(index) = index.filter(|_| !kept.contains(&record)) {
-            remove_own_qdisc(index, &record)?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a qdisc that gate made, unless others have filters in it now.
-fn remove_own_qdisc(ifindex: u32, record: &Path) -> Result<()> {
-    // An error means that the interface is gone, or the qdisc.
-    if filters::count(ifindex).is_ok_and(|count| count == 0) {
-        let _gone = filters::remove_qdisc(ifindex);
-    }
-    pins::remove(record)
-}
-
-/// Removes filters that gate made and whose pins are gone, as when bpffs was unmounted; returns
-/// whether there were any.
-///
-/// # Errors
-/// Those of the kernel.
-pub fn remove_all_orphans(pins: &Pins) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for interface in interfaces::list()? {
-        if remove_orphans(pins, &interface)? {
-            names.push(interface.name);
-        }
-    }
-    Ok(names)
-}
-
-/// Those of one interface, and the qdisc where nothing else is in it; nobody can tell any more whose
-/// that was.
-fn remove_orphans(pins: &Pins, interface: &Interface) -> Result<bool> {
-    let mut found = false;
-    for slot in [Slot::TcIngress, Slot::TcEgress] {
-        let orphans = orphans(pins, interface.index, slot)?;
-        found |= !orphans.is_empty();
-        remove_these(interface.index, slot, &orphans)?;
-    }
-    if found {
-        remove_own_qdisc(interface.index, &pins.qdisc(interface.index))?;
-    }
-    Ok(found)
-}
-
-fn remove_orphans_of(pins: &Pins, ifindex: u32, slot: Slot) -> Result<()> {
-    remove_these(ifindex, slot, &orphans(pins, ifindex, slot)?)
-}
-
-fn remove_these(ifindex: u32, slot: Slot, orphans: &[filters::Filter]) -> Result<()> {
-    for filter in orphans {
-        filters::remove(ifindex, slot.direction(), filter).map_err(Error::call(
-            "remove filter of interface",
-            ifindex.to_string(),
-        ))?;
-    }
-    Ok(())
-}
-
-fn orphans(pins: &Pins, ifindex: u32, slot: Slot) -> Result<Vec<filters::Filter>> {
-    let pinned = sys::open_pin(&pins.filter(ifindex, slot))
-        .ok()
-        .and_then(|program| sys::program_id(program.as_fd()).ok());
-    let filters = filters::list(ifindex, slot.direction()).map_err(Error::call(
-        "list filters of interface",
-        ifindex.to_string(),
-    ))?;
-    Ok(filters
-        .into_iter()
-        .filter(|filter| filter.name == slot.program() && Some(filter.program) != pinned)
-        .collect())
+    remove_qdiscs(folder, &[])?;
+    pins::remove(&folder.join(pins::QDISCS))
 }
 
 fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {

@@ -130,7 +130,7 @@ fn attach_all(
                 for path in fresh {
                     let _second = attach::detach(&path);
                 }
-                let _second = attach::remove_qdiscs(pins, &qdiscs);
+                let _second = attach::remove_qdiscs(&pins.folder(), &qdiscs);
                 return Err(error);
             }
         }
