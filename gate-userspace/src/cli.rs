@@ -90,6 +90,14 @@ fn lease(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// As [`lease`], but it may be none at all.
+fn lease_or_none(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Ok(Duration::ZERO),
+        _ => lease(text),
+    }
+}
+
 /// What a command answers: lines for people, fields for machines, and the exit code.
 pub struct Answer {
     text: String,

@@ -113,6 +113,18 @@ pub enum Error {
         /// The wildcard.
         wildcard: Endpoint,
     },
+    /// A drain would use the whole lease up.
+    #[error(
+        "--drain {} leaves nothing of --max-hold {} for the restart itself: make --max-hold longer",
+        humantime::format_duration(*drain),
+        humantime::format_duration(*max_hold)
+    )]
+    DrainTooLong {
+        /// How long the drain may take.
+        drain: Duration,
+        /// The lease.
+        max_hold: Duration,
+    },
     /// Pins made by a version with other maps.
     #[error(
         "{path} was made by another version of gate (its maps are {found}, mine {expected}): run \
@@ -323,7 +335,7 @@ impl Error {
             | Self::NoGate { .. }
             | Self::Member { .. }
             | Self::Closed { .. } => exit::STATE,
-            Self::Overlap { .. } => exit::USAGE,
+            Self::Overlap { .. } | Self::DrainTooLong { .. } => exit::USAGE,
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::LeaseOver { .. } => exit::LEASE,
             Self::NoCommand { .. } => exit::NOT_FOUND,

@@ -82,11 +82,7 @@ impl Flush {
     /// # Errors
     /// [`Error::NoDestroy`] where the kernel can't destroy sockets; the kernel's.
     pub fn begin(endpoints: &[Endpoint], options: Options, now: BootTime) -> Result<Self> {
-        if !can_destroy().map_err(Error::call("ask", "sock_diag"))? {
-            return Err(Error::NoDestroy {
-                release: features::release(),
-            });
-        }
+        check()?;
         let found = drain::connections(endpoints)?;
         let (rest, busy) = select(found, options);
         Ok(Self {
@@ -195,6 +191,19 @@ impl Flush {
                 format!("{} to {}", socket.local, socket.peer),
             )(error)
         })
+    }
+}
+
+/// Fails where the kernel can't destroy sockets.
+///
+/// # Errors
+/// [`Error::NoDestroy`]; the kernel's.
+pub fn check() -> Result<()> {
+    match can_destroy().map_err(Error::call("ask", "sock_diag"))? {
+        true => Ok(()),
+        false => Err(Error::NoDestroy {
+            release: features::release(),
+        }),
     }
 }
 

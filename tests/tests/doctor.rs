@@ -82,7 +82,7 @@ fn fields(topology: &Topology) -> Value {
 fn parse(output: &Output) -> Value {
     assert_eq!(output.stdout.lines().count(), 1, "{output}");
     let fields: Value = serde_json::from_str(&output.stdout).unwrap();
-    assert_eq!(fields["version"], 1, "{output}");
+    assert_eq!(fields["version"], 2, "{output}");
     assert_eq!(fields["exit_code"], output.code(), "{output}");
     fields
 }

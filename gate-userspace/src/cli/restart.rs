@@ -4,21 +4,26 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
-use gate_userspace::error::exit;
+use clap::{Args, ValueEnum};
+use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::Target;
 use gate_userspace::health::{Check, Checker, Statuses};
 use gate_userspace::pins::Pins;
 use gate_userspace::report;
-use gate_userspace::restart::driver;
+use gate_userspace::restart::{self, Drain, Plan, driver};
 
-use super::{Answer, lease};
+use super::{Answer, lease, lease_or_none};
+
+/// The lease, a drain left out of account.
+const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
 /// Its arguments.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The gate also opens when the command fails, when --max-hold is over (the command is stopped then:
-SIGTERM to its process group, SIGKILL 5 s later), and on SIGINT, SIGTERM and SIGHUP.")]
+In order: close the gate, wait until the accept queue is empty (--quiesce), wait until established
+connections have ended (--drain), run the command, wait until the backend is healthy, open.
+When --max-hold is over the command is stopped: SIGTERM to its process group, SIGKILL 5 s later. The
+same on SIGINT, SIGTERM and SIGHUP, and the gate opens.")]
 pub struct Restart {
     /// What to hold: a gate's name, or an endpoint: 10.0.0.5:8080, [fd00::5]:8080, or *:8080 for
     /// any address of this host.
@@ -38,12 +43,70 @@ pub struct Restart {
     /// Accept any certificate in HTTPS checks.
     #[arg(long)]
     check_insecure: bool,
-    /// The lease: the longest that connections are held.
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = lease)]
-    max_hold: Duration,
+    /// How often in a row the checks must pass, 100 ms apart.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rise: u32,
+    /// The lease: the longest that connections are held [default: 15s, and --drain on top].
+    #[arg(long, value_name = "TIME", value_parser = lease)]
+    max_hold: Option<Duration>,
+    /// The longest that the accept queue is waited for, before the command runs; 0s for not at all.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = lease_or_none)]
+    quiesce: Duration,
+    /// Wait that long for established connections to end, before the command runs.
+    #[arg(long, value_name = "TIME", value_parser = lease)]
+    drain: Option<Duration>,
+    /// While draining, reset connections over which nothing went for that long, as those that a
+    /// proxy keeps for later.
+    #[arg(long, value_name = "TIME", value_parser = lease, requires = "drain")]
+    flush_idle: Option<Duration>,
+    /// What becomes of the connections that are left then.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Leave, requires = "drain")]
+    then: Then,
+    /// What becomes of the gate when the command fails or the backend does not get healthy.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnFailure::Open)]
+    on_failure: OnFailure,
     /// The command that restarts the backend.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// What becomes of connections that are left.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Then {
+    /// They end as the backend ends them
+    Leave,
+    /// They are reset
+    Flush,
+}
+
+impl From<Then> for restart::Then {
+    fn from(then: Then) -> Self {
+        match then {
+            Then::Leave => Self::Leave,
+            Then::Flush => Self::Flush,
+        }
+    }
+}
+
+/// What becomes of the gate.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnFailure {
+    /// It opens, and what is held is released
+    Open,
+    /// It rejects new connections, for --max-hold once more
+    Reject,
+    /// It stays closed until its lease is over
+    Keep,
+}
+
+impl From<OnFailure> for restart::OnFailure {
+    fn from(on_failure: OnFailure) -> Self {
+        match on_failure {
+            OnFailure::Open => Self::Open,
+            OnFailure::Reject => Self::Reject,
+            OnFailure::Keep => Self::Keep,
+        }
+    }
 }
 
 /// Runs it.
@@ -54,11 +117,26 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         args.check_timeout,
         args.check_insecure,
     )?;
+    let drain = args.drain.unwrap_or_default();
+    let max_hold = args.max_hold.unwrap_or(DEFAULT_HOLD + drain);
+    if drain >= max_hold {
+        return Err(Error::DrainTooLong { drain, max_hold }.into());
+    }
     let request = driver::Request {
         targets: args.targets,
         checks: args.checks,
         checker,
-        max_hold: args.max_hold,
+        rise: args.rise,
+        plan: Plan {
+            quiesce: args.quiesce,
+            drain: args.drain.map(|timeout| Drain {
+                timeout,
+                idle: args.flush_idle,
+                then: args.then.into(),
+            }),
+            on_failure: args.on_failure.into(),
+        },
+        max_hold,
         command: args.command,
         reserve_stdout: json,
     };
@@ -80,6 +158,6 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         text: report::summary(&summary),
         fields: report::summary_json(&summary),
         code,
-        complaint: report::complaint(&summary, args.max_hold),
+        complaint: report::complaint(&summary, max_hold),
     })
 }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use super::attach::hooks_text;
-use super::{list, span};
+use super::{connections, list, span};
 use crate::datapath::Upped;
 use crate::gates::Gate;
 use crate::health::Check;
@@ -72,6 +72,16 @@ impl Progress for Stderr {
         ));
     }
 
+    fn draining(&mut self, count: usize, timeout: Duration) {
+        if count > 0 {
+            self.line(&format!(
+                "waiting for {} to end, for {} at the most",
+                connections(count),
+                humantime::format_duration(timeout)
+            ));
+        }
+    }
+
     fn started(&mut self, command: &[OsString]) {
         let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
         self.line(&format!("running: {}", words.join(" ")));
@@ -94,6 +104,7 @@ impl Progress for Stderr {
         self.live = true;
         let health = match (moment.phase, &moment.health) {
             (Phase::Quiesce, _) => "emptying the accept queue",
+            (Phase::Drain, _) => "waiting for connections to end",
             (Phase::Command, _) => "the command runs",
             (Phase::Health, Some(failure)) => failure,
             (Phase::Health, None) => "checking",

@@ -6,26 +6,38 @@ use serde_json::{Value, json};
 
 use super::attach::up_json;
 use super::release::{released_json, released_text};
-use super::{list, millis, span, texts};
+use super::{connections, list, millis, span, texts};
 use crate::gates;
 use crate::restart::driver::Summary;
-use crate::restart::{Outcome, Phase};
+use crate::restart::{AtEnd, Outcome, Phase};
 
 /// The line that ends `gate restart`.
 #[must_use]
 pub fn summary(summary: &Summary) -> String {
     let gates = list(&summary.gates);
     let end = match summary.outcome {
-        Outcome::Healthy => "healthy, open again".to_owned(),
-        Outcome::CommandFailed(end) => format!("the command {end}; open again"),
-        Outcome::LeaseOver(_) => "the lease ran out; open again".to_owned(),
-        Outcome::Interrupted(_) => "interrupted; open again".to_owned(),
+        Outcome::Healthy => "healthy".to_owned(),
+        Outcome::CommandFailed(end) => format!("the command {end}"),
+        Outcome::LeaseOver(_) => "the lease ran out".to_owned(),
+        Outcome::Interrupted(_) => "interrupted".to_owned(),
     };
-    let mut line = format!(
-        "{gates}: {end} after {}; {}",
-        span(summary.closed_for),
-        released_text(&summary.released)
-    );
+    let end = match summary.gate {
+        AtEnd::Opens => format!("{end}, open again"),
+        AtEnd::Rejects => format!("{end}, rejecting new connections"),
+        AtEnd::Stays => format!("{end}, still holding new connections"),
+    };
+    let mut line = format!("{gates}: {end} after {}", span(summary.closed_for));
+    if summary.gate == AtEnd::Opens {
+        line += &format!("; {}", released_text(&summary.released));
+    }
+    if let Some(drained) = summary.drained {
+        if drained.flushed > 0 {
+            line += &format!("; {} reset", connections(drained.flushed));
+        }
+        if drained.left > 0 {
+            line += &format!("; {} had not ended", connections(drained.left));
+        }
+    }
     let dropped = summary.overflowed + summary.uncaptured;
     if dropped > 0 {
         line += &format!(
@@ -39,7 +51,12 @@ pub fn summary(summary: &Summary) -> String {
             list(&summary.taken_over)
         );
     }
-    line + "\n"
+    let phases: Vec<String> = summary
+        .phases
+        .iter()
+        .map(|(phase, took)| format!("{} {}", phase.name(), span(*took)))
+        .collect();
+    format!("{line}\n  {}\n", phases.join(", "))
 }
 
 /// The one line of cause and remedy for a restart that did not end well.
@@ -56,44 +73,59 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
             humantime::format_duration(max_hold)
         ));
     }
+    let hold = humantime::format_duration(max_hold);
+    let so = match summary.gate {
+        AtEnd::Opens => "so the gate was opened".to_owned(),
+        AtEnd::Rejects => format!("so new connections are rejected for {hold}"),
+        AtEnd::Stays => "so the gate stays closed until its lease is over".to_owned(),
+    };
     match summary.outcome {
         Outcome::Healthy => None,
         Outcome::CommandFailed(end) => Some(format!(
-            "the command {end}, so the gate was opened: see its own output for why"
+            "the command {end}, {so}: see its own output for why"
         )),
         Outcome::LeaseOver(Phase::Health) => Some(format!(
-            "the backend was not healthy within --max-hold {}{}, so the gate was opened: look at \
-             the backend, or give it longer",
-            humantime::format_duration(max_hold),
+            "the backend was not healthy within --max-hold {hold}{}, {so}: look at the backend, or \
+             give it longer",
             last()
         )),
-        Outcome::LeaseOver(Phase::Quiesce) => Some(format!(
-            "--max-hold {} was over before the command began, so the gate was opened: give it longer",
-            humantime::format_duration(max_hold)
+        Outcome::LeaseOver(Phase::Quiesce | Phase::Drain) => Some(format!(
+            "--max-hold {hold} was over before the command began, {so}: give it longer"
         )),
         Outcome::LeaseOver(Phase::Command) => Some(format!(
-            "the command was not done within --max-hold {}, so the gate was opened and the command \
-             stopped: give it longer",
-            humantime::format_duration(max_hold)
+            "the command was not done within --max-hold {hold}, {so} and the command stopped: give \
+             it longer"
         )),
-        Outcome::Interrupted(_) => Some(
-            "interrupted, so the gate was opened, and the command stopped if it ran: start it \
-             again when it suits"
-                .to_owned(),
-        ),
+        Outcome::Interrupted(_) => Some(format!(
+            "interrupted, {so}, and the command stopped if it ran: start it again when it suits"
+        )),
     }
 }
 
 /// The JSON of `gate restart`.
 #[must_use]
 pub fn summary_json(summary: &Summary) -> Value {
+    let phases: Vec<Value> = summary
+        .phases
+        .iter()
+        .map(|(phase, took)| json!({ "phase": phase.name(), "ms": millis(*took) }))
+        .collect();
     let mut value = json!({
         "gates": texts(&summary.gates),
         "endpoints": texts(&gates::endpoints(&summary.gates)),
         "attached": up_json(&summary.attached)["interfaces"],
         "outcome": summary.outcome.name(),
         "exit_code": summary.outcome.exit_code(),
+        "gate": match summary.gate {
+            AtEnd::Opens => "open",
+            AtEnd::Rejects => "reject",
+            AtEnd::Stays => "hold",
+        },
         "closed_ms": millis(summary.closed_for),
+        "phases": phases,
+        "drain": summary.drained.map(|drained| {
+            json!({ "left": drained.left, "flushed": drained.flushed })
+        }),
         "overflowed": summary.overflowed,
         "uncaptured": summary.uncaptured,
         "last_failure": summary.last_failure,

@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gate_common::abi::{Counter, GateStats};
@@ -16,7 +12,10 @@ use tokio::process::Child;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::command::{ended, find, spawn, stop};
-use super::{Action, Event, Machine, Outcome, Phase};
+use super::draining::{Drained, Draining};
+use super::machine::{Action, Event, Machine};
+use super::watch::{Health, LastFailure, Watch, effective_checks, healthy, must_listen, watch};
+use super::{AtEnd, Outcome, Phase, Plan};
 use crate::clock;
 use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
@@ -31,18 +30,14 @@ use crate::sockets;
 use crate::status::{Waiting, waiting};
 use crate::tables::{Checks, Tables};
 
-/// Between two looks at the queues, and between a failed check and the next: what is held waits
-/// for this, too.
+/// Between two looks at the queues.
 const POLL: Duration = Duration::from_millis(1);
-
-/// Between a failed command check and the next: a fork costs more than a connection.
-const EXEC_POLL: Duration = Duration::from_millis(20);
 
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// How long the queues may keep the command waiting.
-const QUIESCE: Duration = Duration::from_secs(1);
+/// Between two looks at the established connections.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
 
 /// A restart as it was asked for.
 pub struct Request {
@@ -52,6 +47,10 @@ pub struct Request {
     pub checks: Vec<Check>,
     /// How they are made.
     pub checker: Checker,
+    /// How often they must pass in a row.
+    pub rise: u32,
+    /// How it is done.
+    pub plan: Plan,
     /// The lease.
     pub max_hold: Duration,
     /// The command with its arguments.
@@ -79,6 +78,8 @@ pub trait Progress {
     fn attached(&mut self, attached: &[Upped]);
     /// The gate was closed.
     fn closed(&mut self, gates: &[Gate], max_hold: Duration);
+    /// That many connections are waited for, for `timeout` at the most.
+    fn draining(&mut self, connections: usize, timeout: Duration);
     /// The command was started.
     fn started(&mut self, command: &[OsString]);
     /// The command ended well, `elapsed` after the gate was closed.
@@ -100,8 +101,14 @@ pub struct Summary {
     pub attached: Vec<Upped>,
     /// How it ended.
     pub outcome: Outcome,
-    /// From closing to opening.
+    /// What became of the gate.
+    pub gate: AtEnd,
+    /// From closing to opening, or to the end where it did not open.
     pub closed_for: Duration,
+    /// What became of the established connections, where they were drained.
+    pub drained: Option<Drained>,
+    /// How long each phase took that was come to, in order.
+    pub phases: Vec<(Phase, Duration)>,
     /// What the release did.
     pub released: Released,
     /// SYNs dropped, because the table was full.
@@ -131,7 +138,7 @@ struct Held {
 pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> Result<Summary> {
     let program = find(&request.command)?;
     let signals = Signals::new()?;
-    let closing = close(pins, &request.targets, request.max_hold)?;
+    let closing = close(pins, &request)?;
     let ended = drive(pins, request, progress, program, signals, closing).await;
     let detached = match pins.lock() {
         // A `gate down` was first.
@@ -159,6 +166,7 @@ async fn drive(
         passes,
         endpoints,
         listening,
+        mut draining,
         attached,
         mut tables,
         mut replayer,
@@ -175,16 +183,19 @@ async fn drive(
     let gates: Vec<Gate> = held.iter().map(|held| held.gate.clone()).collect();
     progress.closed(&gates, request.max_hold);
     let ids: Vec<GateId> = gates.iter().map(|gate| gate.id).collect();
-    let list = effective_checks(&request, &endpoints);
-    let mut machine = Machine::new(closed_at, deadline, QUIESCE);
+    let list = effective_checks(&request.checks, &endpoints);
+    let mut machine = Machine::new(closed_at, deadline, request.plan);
     let mut child: Option<Child> = None;
     let mut checks: Option<Watch> = None;
     let last_failure = LastFailure::default();
     let mut queues = interval(POLL);
     queues.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut connections = interval(DRAIN_POLL);
+    connections.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut opened = Opened::default();
+    let mut phases = Phases::new(machine.phase(), closed_at);
     while machine.outcome().is_none() {
         let left = clock::between(clock::now(), deadline);
         let event = tokio::select! {
@@ -200,6 +211,9 @@ async fn drive(
                     settled: pending.half_open == 0,
                 }
             }
+            _ = connections.tick(), if machine.phase() == Phase::Drain => {
+                Event::Connections(look(&mut draining, progress))
+            }
             () = sleep(left) => Event::Tick,
             _ = refresh.tick(), if progress.is_live() => {
                 let now = clock::now();
@@ -213,7 +227,16 @@ async fn drive(
                 Event::Tick
             }
         };
-        for action in machine.on(event, clock::now()) {
+        let actions = machine.on(event, clock::now());
+        if phases.enter(machine.phase(), clock::now()) && machine.phase() == Phase::Drain {
+            let timeout = request
+                .plan
+                .drain
+                .map_or(Duration::ZERO, |drain| drain.timeout);
+            let count = look(&mut draining, progress);
+            progress.draining(count, timeout);
+        }
+        for action in actions {
             match action {
                 Action::Start => {
                     progress.started(&request.command);
@@ -227,17 +250,29 @@ async fn drive(
                 }
                 Action::Check => {
                     progress.checking(clock::between(closed_at, clock::now()), &list);
-                    checks = Some(watch(
-                        must_listen(&request, &endpoints),
-                        listening.clone(),
-                        list.clone(),
-                        request.checker.clone(),
-                        last_failure.clone(),
-                    ));
+                    checks = Some(watch(Health {
+                        must_listen: must_listen(&request.checks, &endpoints),
+                        listening: listening.clone(),
+                        checks: list.clone(),
+                        checker: request.checker.clone(),
+                        rise: request.rise,
+                        last: last_failure.clone(),
+                    }));
                 }
                 Action::Open => {
                     opened = open(pins, &mut tables, &mut replayer, &held, deadline).await;
                 }
+                Action::Flush => {
+                    let flushed = draining.as_mut().map_or(Ok(()), Draining::flush_all);
+                    if let Err(error) = flushed {
+                        progress.note(&format!("could not reset what is left: {error}"));
+                    }
+                }
+                Action::Reject => {
+                    let until = clock::after(clock::now(), request.max_hold);
+                    opened = reject(pins, &mut tables, &held, until);
+                }
+                Action::Keep => opened.at = clock::now(),
                 Action::Stop => {
                     if let Some(child) = &mut child {
                         progress.note("stopping the command");
@@ -252,9 +287,13 @@ async fn drive(
         let index = counter as usize;
         after.counts[index].saturating_sub(before.counts[index])
     };
+    let outcome = machine.outcome().unwrap_or(Outcome::Healthy);
     Ok(Summary {
         attached,
-        outcome: machine.outcome().unwrap_or(Outcome::Healthy),
+        outcome,
+        gate: outcome.gate(request.plan.on_failure),
+        phases: phases.finish(opened.at),
+        drained: draining.map(|draining| draining.drained()),
         closed_for: clock::between(closed_at, opened.at),
         released: opened.released,
         overflowed: lost(Counter::Overflowed),
@@ -266,6 +305,50 @@ async fn drive(
     })
 }
 
+/// How many connections there are. Where the kernel doesn't tell there are none: the command is not to
+/// wait for what can't be seen.
+fn look(draining: &mut Option<Draining>, progress: &mut dyn Progress) -> usize {
+    let looked = draining.as_mut().map_or(Ok(0), Draining::look);
+    looked.unwrap_or_else(|error| {
+        progress.note(&format!("the drain ends early: {error}"));
+        0
+    })
+}
+
+/// How long each phase took.
+struct Phases {
+    done: Vec<(Phase, Duration)>,
+    now_in: Phase,
+    since: BootTime,
+}
+
+impl Phases {
+    fn new(phase: Phase, now: BootTime) -> Self {
+        Self {
+            done: Vec::new(),
+            now_in: phase,
+            since: now,
+        }
+    }
+
+    /// Whether it is another than before.
+    fn enter(&mut self, phase: Phase, now: BootTime) -> bool {
+        if phase == self.now_in {
+            return false;
+        }
+        let took = clock::between(self.since, now);
+        self.done.push((self.now_in, took));
+        (self.now_in, self.since) = (phase, now);
+        true
+    }
+
+    fn finish(mut self, now: BootTime) -> Vec<(Phase, Duration)> {
+        let took = clock::between(self.since, now);
+        self.done.push((self.now_in, took));
+        self.done
+    }
+}
+
 /// What [`close`] did, and all that opening will need.
 struct Closing {
     /// What the operator should know of where it is attached.
@@ -275,6 +358,7 @@ struct Closing {
     endpoints: Vec<Endpoint>,
     /// Those that had a listener here when they were closed.
     listening: Vec<Endpoint>,
+    draining: Option<Draining>,
     attached: Vec<Upped>,
     tables: Tables,
     replayer: Replayer,
@@ -285,14 +369,14 @@ struct Closing {
 }
 
 /// Closes all gates, or none.
-fn close(pins: &Pins, targets: &[Target], max_hold: Duration) -> Result<Closing> {
+fn close(pins: &Pins, request: &Request) -> Result<Closing> {
     let lock = pins.lock_or_create()?;
     let closed = pins
         .check_version()
-        .and_then(|()| gates::meant(pins, targets))
+        .and_then(|()| gates::meant(pins, &request.targets))
         .and_then(|endpoints| {
             let attached = datapath::attach_temporarily(pins, &lock, &endpoints)?;
-            close_locked(pins, &lock, (targets, endpoints), max_hold, attached)
+            close_locked(pins, &lock, request, endpoints, attached)
         });
     if closed.is_err() {
         if pins.exist() {
@@ -308,8 +392,8 @@ fn close(pins: &Pins, targets: &[Target], max_hold: Duration) -> Result<Closing>
 fn close_locked(
     pins: &Pins,
     lock: &Lock,
-    (targets, endpoints): (&[Target], Vec<Endpoint>),
-    max_hold: Duration,
+    request: &Request,
+    endpoints: Vec<Endpoint>,
     attached: Vec<Upped>,
 ) -> Result<Closing> {
     let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
@@ -320,10 +404,13 @@ fn close_locked(
     let passes = Checks::open(pins)?;
     let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
     let listening = endpoints.iter().copied().filter(listens).collect();
+    let drain = request.plan.drain;
+    let draining = drain.map(|drain| Draining::new(&endpoints, drain));
+    let draining = draining.transpose()?;
     let replayer = Replayer::load(pins, lock)?;
     tables.settle(lock, clock::now())?;
     let mut claims = Vec::new();
-    for gate in gates::find_or_make(pins, lock, &mut tables, targets, clock::now())? {
+    for gate in gates::find_or_make(pins, lock, &mut tables, &request.targets, clock::now())? {
         let Some(claim) = pins.claim_restart(lock, gate.id)? else {
             return Err(Error::RestartUnderWay {
                 gate: gate.to_string(),
@@ -332,7 +419,7 @@ fn close_locked(
         claims.push((gate, claim));
     }
     let closed_at = clock::now();
-    let deadline = clock::after(closed_at, max_hold);
+    let deadline = clock::after(closed_at, request.max_hold);
     let word = StateWord::closed(Closed::Hold, deadline).with_checks();
     let held: Vec<Held> = claims
         .into_iter()
@@ -351,6 +438,7 @@ fn close_locked(
         passes,
         endpoints,
         listening,
+        draining,
         attached,
         tables,
         replayer,
@@ -426,6 +514,27 @@ fn open_locked(
     Ok(())
 }
 
+/// Lets the gates that are still as this restart closed them reject new connections. What they held
+/// is forgotten: its clients retransmit, and are rejected then.
+fn reject(pins: &Pins, tables: &mut Tables, held: &[Held], until: BootTime) -> Opened {
+    let mut opened = Opened::default();
+    let word = StateWord::closed(Closed::Reject, until);
+    let rejected = pins.lock().and_then(|lock| {
+        let current = tables.are_current(pins);
+        for held in held {
+            if current && tables.state(held.gate.id)? == held.word {
+                tables.close(&lock, held.gate.id, word, clock::now())?;
+            } else {
+                opened.taken_over.push(held.gate.clone());
+            }
+        }
+        Ok(())
+    });
+    opened.failure = rejected.err();
+    opened.at = clock::now();
+    opened
+}
+
 /// The counters of these gates, summed.
 fn counts(tables: &Tables, held: &[Held]) -> Result<GateStats> {
     let mut sum = GateStats::default();
@@ -436,98 +545,4 @@ fn counts(tables: &Tables, held: &[Held]) -> Result<GateStats> {
         }
     }
     Ok(sum)
-}
-
-/// Why the last check failed, told from the checks to the live line.
-#[derive(Clone, Default)]
-struct LastFailure(Arc<Mutex<Option<String>>>);
-
-impl LastFailure {
-    fn get(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn set(&self, text: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-    }
-}
-
-type Watch = Pin<Box<dyn Future<Output = ()>>>;
-
-async fn healthy(checks: &mut Option<Watch>) {
-    match checks {
-        Some(checks) => checks.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until each local endpoint has a listener and every check has passed once.
-fn watch(
-    endpoints: Vec<Endpoint>,
-    listening: Vec<Endpoint>,
-    checks: Vec<Check>,
-    checker: Checker,
-    last: LastFailure,
-) -> Watch {
-    Box::pin(async move {
-        for endpoint in endpoints {
-            while sockets::listeners(endpoint).is_ok_and(|listeners| listeners == 0)
-                && !is_published(endpoint, &listening, &checker).await
-            {
-                last.set(format!("nothing listens on {endpoint}"));
-                sleep(POLL).await;
-            }
-        }
-        for check in checks {
-            let pause = match check {
-                Check::Exec(_) => EXEC_POLL,
-                Check::Tcp(_) | Check::Http(_) => POLL,
-            };
-            while let Err(failure) = checker.run(&check).await {
-                last.set(format!("{check}: {failure}"));
-                sleep(pause).await;
-            }
-        }
-    })
-}
-
-/// The endpoints whose listener must be in this network namespace: those with an address of
-/// this host. A wildcard may stand for hosts behind this one, so it counts only where there is
-/// nothing else to check.
-fn must_listen(request: &Request, endpoints: &[Endpoint]) -> Vec<Endpoint> {
-    let is_local = |endpoint: &Endpoint| match endpoint.address {
-        None => request.checks.is_empty(),
-        Some(address) => match TcpListener::bind((address, 0)) {
-            Ok(_) => true,
-            Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-        },
-    };
-    endpoints.iter().copied().filter(is_local).collect()
-}
-
-/// Whether an endpoint that never had a listener here takes connections all the same: a port that
-/// is published for a backend elsewhere.
-async fn is_published(endpoint: Endpoint, listening: &[Endpoint], checker: &Checker) -> bool {
-    match endpoint.address {
-        Some(address) if !listening.contains(&endpoint) => {
-            let target = SocketAddr::new(address, endpoint.port).to_string();
-            checker.run(&Check::Tcp(target)).await.is_ok()
-        }
-        _ => false,
-    }
-}
-
-/// The checks that were asked for, or a connection to each endpoint with an address.
-fn effective_checks(request: &Request, endpoints: &[Endpoint]) -> Vec<Check> {
-    if !request.checks.is_empty() {
-        return request.checks.clone();
-    }
-    let target = |endpoint: &Endpoint| {
-        let target = SocketAddr::new(endpoint.address?, endpoint.port);
-        Some(Check::Tcp(target.to_string()))
-    };
-    endpoints.iter().filter_map(target).collect()
 }

@@ -50,7 +50,7 @@ pub fn connect_many(
 #[track_caller]
 pub fn error_at(mut end: &TcpStream) -> Option<i32> {
     match end.read(&mut [0]) {
-        Ok(_) => None,
+        Ok(_read) => None,
         Err(error) => error.raw_os_error(),
     }
 }

@@ -8,11 +8,11 @@
 )]
 
 mod attached;
+pub mod connected;
 mod connections;
 mod restarts;
 mod tc;
 mod verbs;
-pub mod connected;
 
 use std::ffi::OsStr;
 use std::process::Command;

@@ -1,0 +1,149 @@
+//! Waits for the backend to be healthy.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::endpoint::Endpoint;
+use crate::health::{Check, Checker};
+use crate::sockets;
+
+/// Between a failed check and the next: what is held waits for this, too.
+const POLL: Duration = Duration::from_millis(1);
+
+/// Between a failed command check and the next: a fork costs more than a connection.
+const EXEC_POLL: Duration = Duration::from_millis(20);
+
+/// Between a check that passed and the next, where several must pass in a row.
+const RISE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the last check failed, told from the checks to the live line.
+#[derive(Clone, Default)]
+pub(super) struct LastFailure(Arc<Mutex<Option<String>>>);
+
+impl LastFailure {
+    pub fn get(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, text: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+}
+
+pub(super) type Watch = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Waits for the end of the watch, if there is one.
+pub(super) async fn healthy(checks: &mut Option<Watch>) {
+    match checks {
+        Some(checks) => checks.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a backend must do before its gate opens.
+pub(super) struct Health {
+    /// Endpoints that must have a listener here.
+    pub must_listen: Vec<Endpoint>,
+    /// Endpoints that had one before.
+    pub listening: Vec<Endpoint>,
+    /// Checks that must pass.
+    pub checks: Vec<Check>,
+    /// How they are made.
+    pub checker: Checker,
+    /// How often in a row.
+    pub rise: u32,
+    /// Told of each failure.
+    pub last: LastFailure,
+}
+
+/// Waits until each local endpoint has a listener and every check has passed, as often in a row as
+/// is asked for.
+pub(super) fn watch(health: Health) -> Watch {
+    Box::pin(async move {
+        let mut passed = 0;
+        while passed < health.rise {
+            match health.round().await {
+                Ok(()) => {
+                    passed += 1;
+                    if passed < health.rise {
+                        sleep(RISE_PAUSE).await;
+                    }
+                }
+                Err((failure, pause)) => {
+                    passed = 0;
+                    health.last.set(failure);
+                    sleep(pause).await;
+                }
+            }
+        }
+    })
+}
+
+impl Health {
+    /// Looks at everything once; why it failed, and when to look again.
+    async fn round(&self) -> Result<(), (String, Duration)> {
+        for endpoint in &self.must_listen {
+            if sockets::listeners(*endpoint).is_ok_and(|listeners| listeners == 0)
+                && !is_published(*endpoint, &self.listening, &self.checker).await
+            {
+                return Err((format!("nothing listens on {endpoint}"), POLL));
+            }
+        }
+        for check in &self.checks {
+            let pause = match check {
+                Check::Exec(_) => EXEC_POLL,
+                Check::Tcp(_) | Check::Http(_) => POLL,
+            };
+            if let Err(failure) = self.checker.run(check).await {
+                return Err((format!("{check}: {failure}"), pause));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The endpoints whose listener must be in this network namespace: those with an address of
+/// this host. A wildcard may stand for hosts behind this one, so it counts only where there is
+/// nothing else to check.
+pub(super) fn must_listen(checks: &[Check], endpoints: &[Endpoint]) -> Vec<Endpoint> {
+    let is_local = |endpoint: &Endpoint| match endpoint.address {
+        None => checks.is_empty(),
+        Some(address) => match TcpListener::bind((address, 0)) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+        },
+    };
+    endpoints.iter().copied().filter(is_local).collect()
+}
+
+/// Whether an endpoint that never had a listener here takes connections all the same: a port that
+/// is published for a backend elsewhere.
+async fn is_published(endpoint: Endpoint, listening: &[Endpoint], checker: &Checker) -> bool {
+    match endpoint.address {
+        Some(address) if !listening.contains(&endpoint) => {
+            let target = SocketAddr::new(address, endpoint.port).to_string();
+            checker.run(&Check::Tcp(target)).await.is_ok()
+        }
+        _ => false,
+    }
+}
+
+/// The checks that were asked for, or a connection to each endpoint with an address.
+pub(super) fn effective_checks(checks: &[Check], endpoints: &[Endpoint]) -> Vec<Check> {
+    if !checks.is_empty() {
+        return checks.to_vec();
+    }
+    let target = |endpoint: &Endpoint| {
+        let target = SocketAddr::new(endpoint.address?, endpoint.port);
+        Some(Check::Tcp(target.to_string()))
+    };
+    endpoints.iter().filter_map(target).collect()
+}
