@@ -42,7 +42,7 @@ Exit codes:
   0    done, or already so
   1    failure
   2    the command line is wrong
-  3    not in the state that the command needs (gate is not up)
+  3    not in the state that the command needs (gate is not up), or connections are left
   4    missing rights
   5    another program is on the hook
   124  the lease ran out

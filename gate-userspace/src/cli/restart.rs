@@ -59,7 +59,7 @@ pub struct Restart {
     /// proxy keeps for later.
     #[arg(long, value_name = "TIME", value_parser = lease, requires = "drain")]
     flush_idle: Option<Duration>,
-    /// What becomes of the connections that are left then.
+    /// What becomes of the connections that are left when the drain is over.
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Leave, requires = "drain")]
     then: Then,
     /// What becomes of the gate when the command fails or the backend does not get healthy.
