@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    CHANGES, ENDPOINT, LIMIT, ROOT, VERBS, assert_refusal, attached, gate, json, refused, snapshot,
-    status, up, with_gate,
+    CHANGES, ENDPOINT, LIMIT, ROOT, VERBS, assert_refusal, attached, exists, gate, json, refused,
+    snapshot, status, up, with_gate,
 };
 use gate_tests::exe;
-use gate_tests::topology::{INTERFACE, SCRATCH, Side, Topology};
+use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology};
 
 // ---- The command line ----
 
@@ -129,6 +129,17 @@ fn public_gate(topology: &Topology) -> PathBuf {
     path
 }
 
+/// Runs `gate` as root without this capability, or `all`.
+fn without(topology: &Topology, capability: &str, args: &[&str]) -> Output {
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--bounding-set=-{capability}"))
+        .arg(format!("--inh-caps=-{capability}"))
+        .arg(exe::gate().unwrap())
+        .args(args);
+    topology.output(Side::Server, &mut command, LIMIT).unwrap()
+}
+
 #[test]
 fn without_rights_every_verb_says_so_and_changes_nothing() {
     let topology = up();
@@ -151,12 +162,7 @@ fn without_the_right_to_send_again_nothing_is_held_on_loopback() {
         &["hold", "127.0.0.1:8080"][..],
         &["restart", "127.0.0.1:8080", "--", "true"],
     ] {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--bounding-set=-net_raw", "--inh-caps=-net_raw"])
-            .arg(exe::gate().unwrap())
-            .args(args);
-        let output = topology.output(Side::Server, &mut command, LIMIT).unwrap();
+        let output = without(&topology, "net_raw", args);
         assert_refusal(&output, 4, &["CAP_NET_RAW", "loopback"]);
         assert!(status(&topology).gates.is_empty(), "{output}");
     }
@@ -167,12 +173,7 @@ fn a_root_without_capabilities_lacks_rights_too() {
     let topology = up();
     let before = snapshot(&topology);
     for args in VERBS {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--bounding-set=-all", "--inh-caps=-all"])
-            .arg(exe::gate().unwrap())
-            .args(args);
-        let output = topology.output(Side::Server, &mut command, LIMIT).unwrap();
+        let output = without(&topology, "all", args);
         assert_refusal(&output, 4, &["CAP_BPF", "CAP_NET_ADMIN"]);
     }
     assert_eq!(snapshot(&topology), before);
@@ -216,9 +217,5 @@ fn what_needs_the_gate_up_says_so_and_leaves_no_trace() {
     let text = gate(&topology, &["status"]).stdout;
     assert!(text.contains("not up"), "{text}");
     assert_eq!(json(&gate(&topology, &["status", "--json"]))["up"], false);
-    assert!(
-        !topology
-            .run(Side::Server, || Ok(Path::new(ROOT).exists()))
-            .unwrap()
-    );
+    assert!(!exists(&topology, ROOT));
 }

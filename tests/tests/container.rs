@@ -10,8 +10,8 @@ mod common;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, Dial, Ended, PORT, count, dial, gate, gate_by_filters,
-    gate_status, listen_at, shell, wait_until_counted, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, Dial, Ended, PORT, count, dial, gate, gate_either, gate_status,
+    listen_at, shell, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::nft;
@@ -97,10 +97,7 @@ fn a_gate_on_the_bridge_holds_what_is_routed_to_a_container_and_what_the_host_se
     for filters in [false, true] {
         let host = Host::new();
         let container = host.container("web", 2, 2);
-        let up = match filters {
-            true => gate_by_filters(&host.topology, &["up", "br0"]),
-            false => gate(&host.topology, &["up", "br0"]),
-        };
+        let up = gate_either(&host.topology, filters, &["up", "br0"]);
         assert!(up.stdout.contains("tc-ingress, tc-egress"), "{up}");
         let _v4 = listen_at(&host.topology, &container.namespace, backend());
         let v6: SocketAddr = "[fd30::2]:8080".parse().unwrap();
@@ -118,10 +115,7 @@ fn a_gate_on_the_containers_cable_holds_what_its_neighbours_send_too() {
         let host = Host::new();
         let container = host.container("web", 2, 2);
         let neighbour = host.container("other", 3, 3);
-        match filters {
-            true => gate_by_filters(&host.topology, &["up", "web"]),
-            false => gate(&host.topology, &["up", "web"]),
-        };
+        gate_either(&host.topology, filters, &["up", "web"]);
         let _listener = listen_at(&host.topology, &container.namespace, backend());
         for place in [
             Place::from(Side::Client),
@@ -313,10 +307,7 @@ fn a_rejected_client_of_a_container_is_refused_wherever_it_is() {
             let host = Host::new();
             let container = host.container("web", 2, 2);
             let neighbour = host.container("other", 3, 3);
-            match filters {
-                true => gate_by_filters(&host.topology, &["up", interface]),
-                false => gate(&host.topology, &["up", interface]),
-            };
+            gate_either(&host.topology, filters, &["up", interface]);
             let v6: SocketAddr = "[fd30::2]:8080".parse().unwrap();
             let _v4 = listen_at(&host.topology, &container.namespace, backend());
             let _v6 = listen_at(&host.topology, &container.namespace, v6);

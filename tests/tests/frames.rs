@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, MS, PORT, count, dial, gate, gate_by_filters,
-    listen, listen_at, refused, shell, wait_until_held,
+    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, MS, PORT, count, dial, gate, gate_either, listen,
+    listen_at, refused, shell, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::packet::{Spec, extension, flags, options_header};
@@ -150,10 +150,7 @@ fn what_is_released_is_byte_for_byte_what_was_held() {
         let container = behind_a_bridge(&topology);
         // Nobody is behind its own address any more but the container.
         let up = ["up", "--hook", hook, interface];
-        match filters {
-            true => gate_by_filters(&topology, &up),
-            false => gate(&topology, &up),
-        };
+        gate_either(&topology, filters, &up);
         let from = topology.run(Side::Client, || Tap::open(INTERFACE)).unwrap();
         let to = topology.run(&container, || Tap::open(INTERFACE)).unwrap();
         let all = frames();
@@ -221,10 +218,7 @@ const OVER_TUN: [(Side, Side, &str); 4] = [
 fn packets_without_an_ethernet_header_are_held_released_and_rejected() {
     for filters in [false, true] {
         let (topology, _cable) = with_tun();
-        let up = match filters {
-            true => gate_by_filters(&topology, &["up", TUN]),
-            false => gate(&topology, &["up", TUN]),
-        };
+        let up = gate_either(&topology, filters, &["up", TUN]);
         assert!(up.stdout.contains("tc-ingress, tc-egress"), "{up}");
         for (client, server, endpoint) in OVER_TUN {
             let target: SocketAddr = endpoint.parse().unwrap();

@@ -5,8 +5,8 @@ mod common;
 
 use common::{
     BEFORE_RETRANSMISSION, Clients, Dial, ENDPOINT, Ended, PORT, dial, gate, gate_by_filters,
-    gate_status, holds_and_releases_both_ways, listen, shell, status, tc_state, wait_until,
-    wait_until_held,
+    gate_either, gate_status, holds_and_releases_both_ways, listen, shell, status, tc_state,
+    wait_until, wait_until_held,
 };
 use gate_tests::topology::{INTERFACE, Side, Topology, server_v4};
 use gate_userspace::attach::{Attachment, By};
@@ -15,10 +15,7 @@ use gate_userspace::attach::{Attachment, By};
 fn an_interface_that_is_renamed_stays_attached_under_its_new_name() {
     for filters in [false, true] {
         let topology = Topology::new().unwrap();
-        match filters {
-            true => gate_by_filters(&topology, &["up", INTERFACE]),
-            false => gate(&topology, &["up", INTERFACE]),
-        };
+        gate_either(&topology, filters, &["up", INTERFACE]);
         let line = "ip link set eth0 down && ip link set eth0 name wan0 && ip link set wan0 up && \
                     ip neigh replace 10.0.0.1 lladdr 02:00:00:00:00:01 dev wan0";
         shell(&topology, Side::Server, line);
@@ -38,10 +35,7 @@ fn what_is_held_from_an_interface_that_is_deleted_is_gone_and_up_repairs_that() 
         let topology = Topology::new().unwrap();
         gate_by_filters(&topology, &["up", "lo"]);
         let up = ["up", "--hook", hook, INTERFACE];
-        match filters {
-            true => gate_by_filters(&topology, &up),
-            false => gate(&topology, &up),
-        };
+        gate_either(&topology, filters, &up);
         gate(&topology, &["hold", ENDPOINT]);
         let client = Clients::one(&topology, server_v4(PORT));
         wait_until_held(&topology, ENDPOINT, 1);
@@ -82,10 +76,7 @@ fn an_interface_with_the_index_of_a_deleted_one_is_not_taken_for_it() {
         let topology = Topology::new().unwrap();
         let add = "ip link add veth9 index 77 type veth peer name peer9 && ip link set veth9 up";
         shell(&topology, Side::Server, add);
-        match filters {
-            true => gate_by_filters(&topology, &["up", "veth9"]),
-            false => gate(&topology, &["up", "veth9"]),
-        };
+        gate_either(&topology, filters, &["up", "veth9"]);
         let filters = are_filters(&topology);
         gate(&topology, &["up", "lo"]);
         shell(
@@ -118,10 +109,7 @@ fn an_interface_that_moves_to_another_namespace_is_told_and_left_alone_there() {
         let other = topology.namespace().unwrap();
         gate(&topology, &["up", "lo"]);
         let up = ["up", "--hook", hook, INTERFACE];
-        match filters {
-            true => gate_by_filters(&topology, &up),
-            false => gate(&topology, &up),
-        };
+        gate_either(&topology, filters, &up);
         gate(&topology, &["hold", "--for", "1h", ENDPOINT]);
         let early = Clients::one(&topology, server_v4(PORT));
         wait_until_held(&topology, ENDPOINT, 1);
@@ -156,10 +144,7 @@ fn an_interface_that_moves_to_another_namespace_is_told_and_left_alone_there() {
 fn without_its_bpffs_nothing_is_attached_any_more_but_filters_which_down_removes() {
     for filters in [false, true] {
         let topology = Topology::new().unwrap();
-        match filters {
-            true => gate_by_filters(&topology, &["up", INTERFACE]),
-            false => gate(&topology, &["up", INTERFACE]),
-        };
+        gate_either(&topology, filters, &["up", INTERFACE]);
         let filters = are_filters(&topology);
         gate(&topology, &["hold", "--for", "1h", ENDPOINT]);
         // Wherever it is mounted.

@@ -1,11 +1,14 @@
 //! Tests of the laboratory itself: the topology, nginx and the demo. They need root.
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::shell;
 use gate_tests::backend::Options;
 use gate_tests::listener::Watch;
 use gate_tests::load::{Outcome, get_once};
@@ -15,16 +18,6 @@ use gate_tests::topology::{INTERFACE, SCRATCH, Side, Topology, command, server_v
 
 const LIMIT: Duration = Duration::from_secs(10);
 const MS: Duration = Duration::from_millis(1);
-
-fn shell(topology: &Topology, side: Side, line: &str) -> String {
-    let mut command = Command::new("sh");
-    topology
-        .output(side, command.args(["-c", line]), LIMIT)
-        .unwrap()
-        .ok()
-        .unwrap()
-        .stdout
-}
 
 // ---- The topology ----
 

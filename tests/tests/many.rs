@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, TARGET, assert_connects_at_once,
-    count, gate, listen, restart, running, status, up, up_with_service, wait_until,
+    count, gate, listen, restart, running, status, tcp_counters, up, up_with_service, wait_until,
     wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
@@ -24,21 +24,6 @@ use gate_tests::listener::Watch;
 use gate_tests::load::{Load, Outcome, Request, get_once};
 use gate_tests::topology::{INTERFACE, Side, Topology};
 use nix::sys::signal::Signal;
-
-/// One of the server's counters of /proc/net/netstat, such as `ListenOverflows`.
-fn netstat(topology: &Topology, name: &str) -> u64 {
-    let path = "/proc/thread-self/net/netstat";
-    let text = topology
-        .run(Side::Server, || Ok(std::fs::read_to_string(path)?))
-        .unwrap();
-    let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split(' ').collect()).collect();
-    let column = |pair: &[Vec<&str>]| {
-        let at = pair[0].iter().position(|word| *word == name)?;
-        pair[1][at].parse().ok()
-    };
-    let found = lines.chunks(2).find_map(column);
-    found.unwrap_or_else(|| panic!("no {name} in {text}"))
-}
 
 #[test]
 fn ten_thousand_held_connections_are_all_released() {
@@ -80,8 +65,9 @@ fn ten_thousand_held_connections_are_all_released() {
             "{counter:?}"
         );
     }
+    let counters = tcp_counters(&topology, Side::Server);
     for name in ["ListenOverflows", "ListenDrops", "TCPReqQFullDrop"] {
-        assert_eq!(netstat(&topology, name), 0, "{name}");
+        assert_eq!(counters[name], 0, "{name}");
     }
 }
 

@@ -3,17 +3,15 @@
 
 mod common;
 
-use std::path::Path;
-
 use common::{
     BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, PORT, assert_complaint, assert_refusal,
-    find_gate, gate, gate_status, json, listen, mode, refused, status, up, wait_until,
+    exists, find_gate, gate, gate_status, json, listen, mode, refused, status, up, wait_until,
     wait_until_counted, wait_until_held, with_gate,
 };
 use gate_common::abi::Counter;
 use gate_tests::backend::Options;
 use gate_tests::service::Service;
-use gate_tests::topology::{INTERFACE, Side, Topology, server_v4};
+use gate_tests::topology::{INTERFACE, Topology, server_v4};
 
 // ---- Output ----
 
@@ -171,8 +169,7 @@ fn a_restart_restarts_whatever_becomes_of_its_output() {
             0
         };
         assert_eq!(output.code(), expected, "{redirections}: {output}");
-        let ran = topology.run(Side::Server, || Ok(Path::new("/run/ran").exists()));
-        assert!(ran.unwrap(), "{redirections}: {output}");
+        assert!(exists(&topology, "/run/ran"), "{redirections}: {output}");
         assert_eq!(mode(&topology, ENDPOINT), "open", "{redirections}");
     }
 }

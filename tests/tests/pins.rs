@@ -11,8 +11,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::{
-    CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, find_gate, gate, mode, refused,
-    shell, snapshot, up, wait_until,
+    CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, exists, find_gate, gate, mode,
+    refused, shell, snapshot, up, wait_until,
 };
 use gate_tests::backend::Options;
 use gate_tests::foreign;
@@ -60,11 +60,7 @@ fn pins_of_another_version_are_named_and_down_then_up_repairs_that() {
         );
     }
     gate(&topology, &["down"]);
-    assert!(
-        !topology
-            .run(Side::Server, || Ok(Path::new(ROOT).exists()))
-            .unwrap()
-    );
+    assert!(!exists(&topology, ROOT));
     gate(&topology, &["up", INTERFACE]);
     gate(&topology, &["hold", ENDPOINT]);
 }
@@ -244,11 +240,7 @@ fn a_second_restart_of_the_same_endpoint_is_refused_and_the_first_ends_well() {
     let output = topology.gate(args).unwrap();
     assert_refusal(&output, 1, &[ENDPOINT, "being restarted"]);
     assert!(find_gate(&topology, other).is_none_or(|gate| gate.mode.name() == "open"));
-    assert!(
-        !topology
-            .run(Side::Server, || Ok(Path::new("/run/second").exists()))
-            .unwrap()
-    );
+    assert!(!exists(&topology, "/run/second"));
 
     assert!(!first.has_ended().unwrap());
     let output = first.wait(LIMIT).unwrap();

@@ -2,14 +2,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use common::{
-    BEFORE_RETRANSMISSION, Dial, Ended, MS, PORT, count, dial, gate, gate_by_filters, gate_status,
-    listen_at, mode, shell, wait_until, wait_until_counted, wait_until_held,
+    BEFORE_RETRANSMISSION, Dial, Ended, MS, PORT, count, dial, gate, gate_either, gate_status,
+    listen_at, mode, shell, tcp_counters, wait_until, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::topology::{CLIENT_V4, CLIENT_V6, INTERFACE, SERVER_V4, SERVER_V6, Side, Topology};
@@ -75,10 +74,7 @@ fn everywhere(f: impl Fn(&Topology, &Path, SocketAddr, &str)) {
                 continue;
             }
             let topology = Topology::new().unwrap();
-            match filters {
-                true => gate_by_filters(&topology, path.up),
-                false => gate(&topology, path.up),
-            };
+            gate_either(&topology, filters, path.up);
             for target in path.targets {
                 let what = format!("{:?} to {target}, filters: {filters}", path.up);
                 f(&topology, &path, target, &what);
@@ -157,26 +153,6 @@ fn tcp_info(socket: &Socket) -> libc::tcp_info {
     };
     assert_eq!(result, 0, "getsockopt(TCP_INFO)");
     info
-}
-
-/// TCP's own counters in a namespace.
-fn tcp_counters(topology: &Topology, side: Side) -> BTreeMap<String, u64> {
-    let text = shell(topology, side, "cat /proc/thread-self/net/netstat");
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("TcpExt:"))
-        .collect();
-    let words = |line: &str| {
-        line.split_whitespace()
-            .skip(1)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let names = words(lines[0]).into_iter();
-    names
-        .zip(words(lines[1]))
-        .map(|(name, value)| (name, value.parse().unwrap_or_default()))
-        .collect()
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
 use common::{
-    Attached, Clients, ENDPOINT, PORT, ROOT, attached, count, gate, json, listen, mode, refused,
-    shell, status, up, wait_until_held,
+    Attached, Clients, ENDPOINT, PORT, ROOT, attached, count, exists, gate, json, listen, mode,
+    refused, shell, status, up, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::foreign;
@@ -224,11 +224,7 @@ fn up_twice_and_down_twice_are_done_already() {
     let down = gate(&topology, &["down"]);
     assert!(down.stdout.contains(INTERFACE), "{down}");
     assert!(!attached(&topology, INTERFACE).is_any());
-    assert!(
-        !topology
-            .run(Side::Server, || Ok(Path::new(ROOT).exists()))
-            .unwrap()
-    );
+    assert!(!exists(&topology, ROOT));
     let again = gate(&topology, &["down"]);
     assert!(again.stdout.contains("not up"), "{again}");
 }

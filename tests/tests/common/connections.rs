@@ -1,5 +1,6 @@
 //! Listeners, and clients that wait for their connections.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::LIMIT;
+use super::{LIMIT, shell};
 
 /// Listens in the server namespace. Nobody accepts: the kernel answers, and the connections stay
 /// in the accept queue.
@@ -291,4 +292,24 @@ async fn connect(target: SocketAddr, port: Option<u16>) -> io::Result<TcpStream>
 #[track_caller]
 pub fn connect_once(topology: &Topology, target: SocketAddr) -> Attempt {
     Clients::one(topology, target).finish()[0]
+}
+
+/// TCP's own counters in a namespace, those of `TcpExt` in /proc/net/netstat.
+pub fn tcp_counters(topology: &Topology, side: Side) -> BTreeMap<String, u64> {
+    let text = shell(topology, side, "cat /proc/thread-self/net/netstat");
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("TcpExt:"))
+        .collect();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .skip(1)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let names = words(lines[0]).into_iter();
+    names
+        .zip(words(lines[1]))
+        .map(|(name, value)| (name, value.parse().unwrap()))
+        .collect()
 }

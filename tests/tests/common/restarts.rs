@@ -1,7 +1,6 @@
 //! A backend, its restart, and its clients.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use gate_tests::backend::Options;
 use gate_tests::service::Service;
@@ -58,10 +57,4 @@ pub fn held_client(topology: &Topology, endpoint: &str, target: SocketAddr) -> C
     wait_until_held(topology, endpoint, before + 1);
     assert_eq!(client.connected(), 0);
     client
-}
-
-pub fn exists(topology: &Topology, path: &str) -> bool {
-    topology
-        .run(Side::Server, || Ok(Path::new(path).exists()))
-        .unwrap()
 }

@@ -1,9 +1,23 @@
 //! Traffic control: what is on an interface, and whether gate works there.
 
-use gate_common::abi::Counter;
-use gate_tests::topology::{Side, Topology, server_v4};
+use std::ffi::OsStr;
 
-use super::{Clients, ENDPOINT, PORT, count, gate, listen, listen_at, shell, wait_until_held};
+use gate_common::abi::Counter;
+use gate_tests::topology::{Output, Side, Topology, server_v4};
+
+use super::{
+    Clients, ENDPOINT, PORT, count, gate, gate_by_filters, listen, listen_at, shell,
+    wait_until_held,
+};
+
+/// Runs `gate` as [`gate_by_filters`] or as [`gate()`].
+#[track_caller]
+pub fn gate_either<S: AsRef<OsStr>>(topology: &Topology, filters: bool, args: &[S]) -> Output {
+    match filters {
+        true => gate_by_filters(topology, args),
+        false => gate(topology, args),
+    }
+}
 
 /// The filters of both directions and the qdiscs of an interface, as `tc` shows them, without
 /// what counts.

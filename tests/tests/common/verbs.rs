@@ -1,5 +1,6 @@
 //! What `gate` can be told, and what it answers.
 
+use std::path::Path;
 use std::process::Command;
 
 use gate_tests::exe;
@@ -45,4 +46,11 @@ pub fn json(output: &Output) -> Value {
     assert_eq!(value["version"], 2, "{output}");
     assert_eq!(output.stdout.lines().count(), 1, "{output}");
     value
+}
+
+/// Whether the server namespace sees something at this path.
+pub fn exists(topology: &Topology, path: &str) -> bool {
+    topology
+        .run(Side::Server, || Ok(Path::new(path).exists()))
+        .unwrap()
 }
