@@ -1,11 +1,11 @@
 //! Map values and sizes: plain bytes, no `bool`, no `enum`, no padding. Any change here that
 //! an older `gate` could not read raises [`ABI_VERSION`].
 
-use crate::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
+use crate::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;
@@ -28,6 +28,12 @@ pub const CAPTURE_LEN: usize = FRAME_LEN - TAG_LEN;
 
 /// Health checks whose connection is being made, at most; more push out the oldest.
 pub const MAX_CHECKS: u32 = 1024;
+
+/// Most prefixes of sources that can be allowed at once, those of all gates.
+pub const MAX_ALLOWED: u32 = 16_384;
+
+/// Most guarded destinations without a listener that can be known at once.
+pub const MAX_MISSING: u32 = 16_384;
 
 /// Frames that one injection call takes: well under what a CPU's backlog takes
 /// (`net.core.netdev_max_backlog`, 1,000 by default), which fills during the call.
@@ -61,6 +67,52 @@ pub struct HeldSyn {
     /// The frame, from the Ethernet header on (made up where the interface has none), without
     /// trailing padding.
     pub frame: [u8; FRAME_LEN],
+}
+
+/// A source and the gate that lets it pass; the key of the trie `ALLOW`, where it follows the length
+/// of the prefix in bits: those of the gate, always whole, and those of the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllowKey {
+    /// The gate.
+    pub gate: GateId,
+    /// The source's address.
+    pub address: Address,
+}
+
+impl AllowKey {
+    /// Bits of the gate, before those of the address.
+    pub const GATE_BITS: u32 = 32;
+
+    /// Bits of the whole key.
+    pub const BITS: u32 = Self::GATE_BITS + 128;
+}
+
+/// Value of `ALLOW` for a prefix whose sources pass. Another value takes a part out of a wider
+/// prefix.
+pub const ALLOWED: u32 = 1;
+
+/// How a gate is guarded; value of `GUARDS`, by gate.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// How long SYNs are held from the first one on that finds no listener, in nanoseconds.
+    pub lease: u64,
+    /// Not zero from then on, until user space has seen that nothing is missing and nothing
+    /// held any more.
+    pub dirty: u64,
+}
+
+/// Since when nothing listens at a guarded destination; value of `MISSING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// When the first SYN came that found no listener, in nanoseconds since boot.
+    pub since: u64,
+    /// The gate.
+    pub gate: GateId,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// Which way a packet goes through an interface; `direction` of [`HeldSyn`].
@@ -158,11 +210,13 @@ pub enum Counter {
     Unparsed = 10,
     /// SYN of a health check of the gate's own passed, though the gate is closed.
     Checked = 11,
+    /// SYN passed a closed gate: its source is allowed.
+    Allowed = 12,
 }
 
 impl Counter {
     /// All of them, with the names that `gate status --json` uses.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 13] = [
         (Self::Passed, "passed"),
         (Self::Expired, "expired"),
         (Self::Held, "held"),
@@ -175,6 +229,7 @@ impl Counter {
         (Self::Released, "released"),
         (Self::Unparsed, "unparsed"),
         (Self::Checked, "checked"),
+        (Self::Allowed, "allowed"),
     ];
 }
 
@@ -197,13 +252,16 @@ const _: () = {
     assert!(size_of::<ReplayFrame>() == 68 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
     assert!(size_of::<Cursor>() == 12);
+    assert!(size_of::<AllowKey>() == 20);
+    assert!(size_of::<Guard>() == 16);
+    assert!(size_of::<Missing>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, HeldSyn, PortEntry,
-        ReplayFrame,
+        AllowKey, AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, Guard, HeldSyn,
+        Missing, PortEntry, ReplayFrame,
     };
     use crate::state::StateWord;
     use aya::Pod;
@@ -229,4 +287,10 @@ mod pod {
     unsafe impl Pod for Cursor {}
     // SAFETY: as above.
     unsafe impl Pod for GateStats {}
+    // SAFETY: as above.
+    unsafe impl Pod for AllowKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for Guard {}
+    // SAFETY: as above.
+    unsafe impl Pod for Missing {}
 }

@@ -4,7 +4,7 @@
 //! | bits | meaning |
 //! |---|---|
 //! | 0–7 | [`Mode`] |
-//! | 8–15 | flags: bit 8, the gate's own health checks pass |
+//! | 8–15 | flags: bit 8, the gate's own health checks pass; bit 9, the gate is guarded; bit 10, its allowed sources pass |
 //! | 16–63 | the lease's deadline, in ticks of 1,024 ns since boot (over nine years) |
 
 /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`, `bpf_ktime_get_boot_ns`,
@@ -72,7 +72,8 @@ impl From<Closed> for Mode {
     }
 }
 
-/// What a gate is at some moment, the lease taken into account.
+/// What a gate is at some moment, the lease taken into account. Whether it is guarded
+/// ([`StateWord::is_guarded`]) is apart from this, and matters where it is not closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effective {
     /// Open because someone opened it.
@@ -84,6 +85,8 @@ pub enum Effective {
 }
 
 const CHECKS_PASS: u64 = 1 << 8;
+const GUARDED: u64 = 1 << 9;
+const ALLOWED_PASS: u64 = 1 << 10;
 const DEADLINE_SHIFT: u32 = 16;
 const TICK_SHIFT: u32 = 10;
 
@@ -119,6 +122,36 @@ impl StateWord {
     #[must_use]
     pub const fn lets_checks_pass(self) -> bool {
         self.0 & CHECKS_PASS != 0
+    }
+
+    /// The same word, but sources that are in the `ALLOW` map for the gate pass while it is closed.
+    #[must_use]
+    pub const fn with_allows(self) -> Self {
+        Self(self.0 | ALLOWED_PASS)
+    }
+
+    /// Whether the gate's allowed sources pass.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lets_allowed_pass(self) -> bool {
+        self.0 & ALLOWED_PASS != 0
+    }
+
+    /// The same word, guarded or not: while the gate isn't closed, SYNs that come in for an
+    /// endpoint where no socket listens are held.
+    #[must_use]
+    pub const fn guarded(self, guarded: bool) -> Self {
+        match guarded {
+            true => Self(self.0 | GUARDED),
+            false => Self(self.0 & !GUARDED),
+        }
+    }
+
+    /// Whether the gate is guarded.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_guarded(self) -> bool {
+        self.0 & GUARDED != 0
     }
 
     /// The stored mode, whatever became of the lease.
@@ -160,6 +193,24 @@ mod tests {
     #[test]
     fn an_unused_slot_is_open() {
         assert_eq!(StateWord(0).at(|| BootTime(0)), Effective::Open);
+    }
+
+    #[test]
+    fn a_guarded_word_keeps_its_mode_and_deadline() {
+        assert_eq!(
+            StateWord::OPEN.guarded(true).at(|| BootTime(0)),
+            Effective::Open
+        );
+        let closed = StateWord::closed(Closed::Reject, BootTime(1 << 20));
+        for word in [closed, closed.with_checks(), closed.with_allows()] {
+            let guarded = word.guarded(true);
+            assert!(guarded.is_guarded() && !word.is_guarded());
+            assert_eq!(guarded.deadline(), word.deadline());
+            assert_eq!(guarded.mode(), word.mode());
+            assert_eq!(guarded.lets_checks_pass(), word.lets_checks_pass());
+            assert_eq!(guarded.lets_allowed_pass(), word.lets_allowed_pass());
+            assert_eq!(guarded.guarded(false), word);
+        }
     }
 
     #[test]

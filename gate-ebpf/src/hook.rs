@@ -5,9 +5,9 @@ use aya_log_ebpf::debug;
 use gate_common::abi::{Counter, Direction, HeldSyn};
 use gate_common::flow::GateId;
 use gate_common::parse::{Frame, Located, Packet, Syn, locate_at, untag};
-use gate_common::verdict::{Verdict, verdict};
+use gate_common::verdict::{Verdict, Withheld, verdict};
 
-use crate::maps::{HELD, Kernel, claim, count, exact_now, scratch};
+use crate::maps::{HELD, Kernel, back, count, exact_now, miss, scratch, supersede};
 
 /// What differs from hook to hook.
 pub trait Hook: EbpfContext {
@@ -116,15 +116,24 @@ fn act<H: Hook>(hook: &H, syn: &Syn) -> H::Code {
         }
         Verdict::PassExpired(gate) => {
             count(gate, Counter::Expired);
-            // SAFETY: as in `hold`; a reused slot has another ISN.
-            let held = unsafe { HELD.get(syn.attempt.flow) };
-            if held.is_some_and(|held| held.isn == syn.attempt.isn) {
-                claim(&syn.attempt, gate);
-            }
+            supersede(&syn.attempt, gate);
             hook.pass()
         }
-        Verdict::Hold(gate) => {
+        Verdict::PassBack(gate) => {
+            count(gate, Counter::Passed);
+            back(&syn.attempt, gate);
+            hook.pass()
+        }
+        Verdict::Guard(gate, _) if !miss(&syn.attempt.flow.endpoint, gate) => {
+            count(gate, Counter::Passed);
+            hook.pass()
+        }
+        Verdict::Hold(gate) | Verdict::Guard(gate, Withheld::Kept) => {
             count(gate, hold(hook, syn, gate));
+            hook.drop()
+        }
+        Verdict::Guard(gate, Withheld::Dropped(counter)) => {
+            count(gate, counter);
             hook.drop()
         }
         Verdict::Drop(gate, counter) => {
@@ -146,7 +155,9 @@ fn log<H: Hook>(hook: &H, syn: &Syn, verdict: &Verdict) {
         Verdict::Pass => return,
         Verdict::PassCounted(gate, _) => (gate, "pass"),
         Verdict::PassExpired(gate) => (gate, "pass, the lease ran out"),
+        Verdict::PassBack(gate) => (gate, "pass, a socket listens again"),
         Verdict::Hold(gate) => (gate, "hold"),
+        Verdict::Guard(gate, _) => (gate, "withhold, no socket listens"),
         Verdict::Drop(gate, _) => (gate, "drop"),
         Verdict::Reject(gate) => (gate, "reject"),
     };

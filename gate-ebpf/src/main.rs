@@ -11,6 +11,7 @@
 
 mod frame;
 mod hook;
+mod listeners;
 mod maps;
 mod replay;
 mod routes;

@@ -3,21 +3,22 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use gate_common::abi::{
-    Counter, Cursor, DEFAULT_HELD, GateStats, HeldSyn, MAX_CHECKS, MAX_ENDPOINTS, MAX_GATES,
-    REPLAY_BATCH, ReplayFrame,
+    ALLOWED, AllowKey, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn, MAX_ALLOWED,
+    MAX_CHECKS, MAX_ENDPOINTS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
 };
-use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
+use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::Syn;
 use gate_common::reset::V6_LEN;
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
 
 use crate::hook::Hook;
-use crate::routes;
+use crate::{listeners, routes};
 
-/// Not zero while any gate is closed. A global, which a program reads without a look-up; it is
+/// Not zero while any gate is closed or guarded. A global, which a program reads without a look-up; it is
 /// the whole of the `.bss` map, which user space pins under this name.
 #[unsafe(no_mangle)]
 static mut ARMED: u64 = 0;
@@ -52,6 +53,19 @@ static RELEASED: HashMap<AttemptKey, GateId> = HashMap::with_max_entries(DEFAULT
 /// The connections of health checks that are being made.
 #[map]
 static CHECKS: LruHashMap<FlowKey, GateId> = LruHashMap::with_max_entries(MAX_CHECKS, 0);
+
+/// The sources that pass a closed gate.
+#[map]
+static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+/// How gates are guarded.
+#[map]
+static GUARDS: Array<Guard> = Array::with_max_entries(MAX_GATES, 0);
+
+/// The guarded destinations where nothing listens.
+#[map]
+static MISSING: HashMap<EndpointKey, Missing> =
+    HashMap::with_max_entries(MAX_MISSING, BPF_F_NO_PREALLOC);
 
 /// Counters.
 #[map]
@@ -88,7 +102,7 @@ pub fn exact_now() -> BootTime {
     BootTime(unsafe { bpf_ktime_get_boot_ns() })
 }
 
-/// Whether any gate is closed.
+/// Whether any gate is closed or guarded.
 #[inline(always)]
 pub fn is_armed() -> bool {
     // SAFETY: programs only read it; volatile, because user space writes it (LLVM can't compile
@@ -158,7 +172,61 @@ pub fn unclaim(attempt: &AttemptKey) {
     let _removed = RELEASED.remove(attempt);
 }
 
-/// The kernel's maps and clock, and its routes as a hook sees them.
+/// Notes that nothing listens at a destination, unless that is known; false where there is no room.
+/// The gate is marked first: whoever looks at the mark and finds none must find nothing else either.
+#[inline(always)]
+pub fn miss(endpoint: &EndpointKey, gate: GateId) -> bool {
+    const BPF_NOEXIST: u64 = 1;
+    const EEXIST: i32 = -17;
+    let Some(guard) = GUARDS.get_ptr_mut(gate.0) else {
+        return false;
+    };
+    // SAFETY: the pointer is to a map value; volatile, because user space writes it too, and one
+    // aligned word, so it is never seen torn.
+    unsafe { (&raw mut (*guard).dirty).write_volatile(1) };
+    if MISSING.get_ptr(endpoint).is_some() {
+        return true;
+    }
+    let missing = Missing {
+        since: exact_now().0,
+        gate,
+        zero: 0,
+    };
+    // Another CPU may have been first.
+    matches!(
+        MISSING.insert(endpoint, missing, BPF_NOEXIST),
+        Ok(()) | Err(EEXIST)
+    )
+}
+
+/// Forgets that nothing listened at a SYN's destination. A copy of the SYN that is still held must
+/// not be injected from now on.
+#[inline(always)]
+pub fn back(attempt: &AttemptKey, gate: GateId) {
+    let endpoint = &attempt.flow.endpoint;
+    if MISSING.get_ptr(endpoint).is_some() {
+        // Another CPU may have been first.
+        let _removed = MISSING.remove(endpoint);
+    }
+    if supersede(attempt, gate) {
+        // Nobody waits for it.
+        let _removed = HELD.remove(attempt.flow);
+    }
+}
+
+/// Claims an attempt of which a copy is held: its retransmission passes. True where there is one.
+#[inline(always)]
+pub fn supersede(attempt: &AttemptKey, gate: GateId) -> bool {
+    // SAFETY: a pointer is to a map value; should its slot be reused this moment, it has another ISN.
+    let held = unsafe { HELD.get(attempt.flow) };
+    let is_held = held.is_some_and(|held| held.isn == attempt.isn);
+    if is_held {
+        claim(attempt, gate);
+    }
+    is_held
+}
+
+/// The kernel's maps and clock, its sockets, and its routes as a hook sees them.
 pub struct Kernel<'a, H>(pub &'a H);
 
 impl<H: Hook> Tables for Kernel<'_, H> {
@@ -197,6 +265,34 @@ impl<H: Hook> Tables for Kernel<'_, H> {
     #[inline(always)]
     fn is_check(&self, flow: &FlowKey) -> bool {
         CHECKS.get_ptr(flow).is_some()
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, gate: GateId, source: &Address) -> bool {
+        let address = *source;
+        let key = Key::new(AllowKey::BITS, AllowKey { gate, address });
+        ALLOW.get(&key).is_some_and(|value| *value == ALLOWED)
+    }
+
+    #[inline(always)]
+    fn has_listener(&self, syn: &Syn) -> bool {
+        listeners::is_there(self.0, syn)
+    }
+
+    #[inline(always)]
+    fn guard(&self, gate: GateId) -> Guard {
+        match GUARDS.get_ptr(gate.0) {
+            // SAFETY: the pointer is to a map value; volatile, because user space writes it. Its
+            // two words mean something each by itself.
+            Some(guard) => unsafe { guard.read_volatile() },
+            None => Guard::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn missing(&self, endpoint: &EndpointKey) -> Option<Missing> {
+        // SAFETY: should its slot be reused this moment, another destination's time counts once.
+        unsafe { MISSING.get(endpoint) }.copied()
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! What the kernel's routes say of a SYN.
 
-use core::mem::{size_of, zeroed};
+use core::mem::size_of;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup as Lookup,
@@ -18,7 +18,9 @@ const INET6: u8 = 10;
 
 const TCP: u8 = 6;
 
-const _: () = assert!(size_of::<Lookup>() <= FRAME_LEN);
+const WORDS: usize = size_of::<Lookup>() / size_of::<u64>();
+
+const _: () = assert!(size_of::<Lookup>() <= FRAME_LEN && size_of::<Lookup>() % 8 == 0);
 
 /// Whether a SYN that came in is for this host, by the kernel's own routing decision. A host that
 /// forwards nothing takes in whatever it is sent.
@@ -35,7 +37,11 @@ pub fn is_for_this_host<H: Hook>(hook: &H, syn: &Syn) -> bool {
     // there is larger than a look-up and aligned to eight bytes, and zero is valid for one.
     let result = unsafe {
         let lookup = (&raw mut (*room).frame).cast::<Lookup>();
-        lookup.write(zeroed());
+        // Word by word, and volatile: LLVM makes a loop over bytes of anything else, which would be
+        // most of what the verifier has to go through.
+        for word in 0..WORDS {
+            lookup.cast::<u64>().add(word).write_volatile(0);
+        }
         (*lookup).l4_protocol = TCP;
         (*lookup).ifindex = hook.ifindex();
         match syn.at.family {

@@ -194,7 +194,8 @@ fn has_vanished(targets: &[(Interface, HookChoice)]) -> Result<bool> {
     Ok(!targets.iter().all(|(target, _)| is_there(target)))
 }
 
-/// Detaches what restarts attached, once none of them is under way and no gate is closed any more.
+/// Detaches what restarts attached, once none of them is under way and no gate is closed or guarded
+/// any more.
 ///
 /// # Errors
 /// Those of the kernel and the file system.
@@ -204,10 +205,8 @@ pub fn detach_temporary(pins: &Pins, lock: Lock) -> Result<()> {
     }
     let tables = Tables::open(pins)?;
     let now = clock::now();
-    for gate in tables.endpoints()?.into_values() {
-        if matches!(tables.state(gate)?.at(|| now), Effective::Closed(_)) {
-            return Ok(());
-        }
+    if tables.any_active(now)? {
+        return Ok(());
     }
     if pins.names().is_empty() {
         return down_locked(pins, lock).map(drop);

@@ -1,11 +1,15 @@
 //! The pinned maps, typed. Whatever changes them takes the [`Lock`].
 
-use std::collections::{BTreeMap, BTreeSet};
+mod allow;
+mod guard;
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues,
 };
-use gate_common::abi::{GateStats, HeldSyn, MAX_ENDPOINTS, MAX_GATES};
+use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, MAX_ENDPOINTS, MAX_GATES, Missing};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::net::SocketAddr;
@@ -20,7 +24,7 @@ use crate::sys;
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 8] = [
+pub const MAPS: [(&str, usize, usize); 11] = [
     (ARMED, 4, 8),
     ("GATES", 4, size_of::<StateWord>()),
     ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
@@ -28,6 +32,9 @@ pub const MAPS: [(&str, usize, usize); 8] = [
     ("HELD", size_of::<FlowKey>(), size_of::<HeldSyn>()),
     ("RELEASED", size_of::<AttemptKey>(), size_of::<GateId>()),
     ("CHECKS", size_of::<FlowKey>(), size_of::<GateId>()),
+    ("ALLOW", size_of::<Key<AllowKey>>(), size_of::<u32>()),
+    ("GUARDS", 4, size_of::<Guard>()),
+    ("MISSING", size_of::<EndpointKey>(), size_of::<Missing>()),
     ("STATS", 4, size_of::<GateStats>()),
 ];
 
@@ -39,6 +46,9 @@ pub struct Tables {
     ports: Array<MapData, PortEntry>,
     held: HashMap<MapData, FlowKey, HeldSyn>,
     released: HashMap<MapData, AttemptKey, GateId>,
+    allow: LpmTrie<MapData, AllowKey, u32>,
+    guards: Array<MapData, Guard>,
+    missing: HashMap<MapData, EndpointKey, Missing>,
     stats: PerCpuArray<MapData, GateStats>,
     held_max: u32,
 }
@@ -85,6 +95,9 @@ impl Tables {
             ports: typed(Map::Array(data("PORTS")?), "PORTS")?,
             held: typed(Map::HashMap(held), "HELD")?,
             released: typed(Map::HashMap(data("RELEASED")?), "RELEASED")?,
+            allow: typed(Map::LpmTrie(data("ALLOW")?), "ALLOW")?,
+            guards: typed(Map::Array(data("GUARDS")?), "GUARDS")?,
+            missing: typed(Map::HashMap(data("MISSING")?), "MISSING")?,
             stats: typed(Map::PerCpuArray(data("STATS")?), "STATS")?,
             held_max,
         })
@@ -167,8 +180,8 @@ impl Tables {
         Ok(sum)
     }
 
-    /// Stores a state word. A closed word arms the data path first; an open one disarms it
-    /// afterwards where it was the last.
+    /// Stores a state word; a guarded gate stays guarded. A word that closes or guards arms the
+    /// data path first; another disarms it afterwards where it was the last.
     ///
     /// # Errors
     /// Those of the maps.
@@ -179,43 +192,78 @@ impl Tables {
         word: StateWord,
         now: BootTime,
     ) -> Result<()> {
-        let closed = |word: StateWord| matches!(word.at(|| now), Effective::Closed(_));
-        if closed(word) {
+        let guarded = self.state(gate)?.is_guarded();
+        self.store(gate, word.guarded(guarded), now)
+    }
+
+    fn store(&mut self, gate: GateId, word: StateWord, now: BootTime) -> Result<()> {
+        if is_active(word, now) {
             self.set_armed(true)?;
         }
         self.gates
             .set(gate.0, word, 0)
             .map_err(Error::aya(format!("store state of gate {}", gate.0)))?;
-        if closed(word) {
-            return Ok(());
+        match is_active(word, now) {
+            true => Ok(()),
+            false => self.disarm_if_idle(now),
         }
-        self.disarm_if_open(now)
     }
 
-    fn disarm_if_open(&mut self, now: BootTime) -> Result<()> {
+    /// Whether any gate is closed or guarded.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn any_active(&self, now: BootTime) -> Result<bool> {
         for gate in self.endpoints()?.into_values().collect::<BTreeSet<_>>() {
-            if matches!(self.state(gate)?.at(|| now), Effective::Closed(_)) {
-                return Ok(());
+            if is_active(self.state(gate)?, now) {
+                return Ok(true);
             }
         }
-        self.set_armed(false)
+        Ok(false)
+    }
+
+    fn disarm_if_idle(&mut self, now: BootTime) -> Result<()> {
+        match self.any_active(now)? {
+            true => Ok(()),
+            false => self.set_armed(false),
+        }
     }
 
     /// Clears up after leases that ran out and processes that died: forgets what gates hold
     /// that hold no more, whose clients have retransmitted or gone, and disarms the data path
-    /// where no gate is closed.
+    /// where no gate is closed or guarded.
     ///
     /// # Errors
     /// Those of the maps.
     pub fn settle(&mut self, lock: &Lock, now: BootTime) -> Result<()> {
         let mut holding = BTreeSet::new();
-        for gate in self.endpoints()?.into_values() {
-            if self.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
+        let mut guarded = BTreeMap::new();
+        for gate in self.endpoints()?.into_values().collect::<BTreeSet<_>>() {
+            let word = self.state(gate)?;
+            if word.is_guarded() {
+                guarded.insert(gate, self.guard(gate)?);
+            }
+            if word.at(|| now) == Effective::Closed(Closed::Hold) {
                 holding.insert(gate);
             }
         }
-        self.forget(lock, |gate| !holding.contains(&gate))?;
-        self.disarm_if_open(now)
+        let waits = |syn: &HeldSyn| {
+            let guard = guarded.get(&syn.gate);
+            holding.contains(&syn.gate) || guard.is_some_and(|guard| waits(syn, *guard, now))
+        };
+        let held: HashSet<AttemptKey> = self
+            .held()?
+            .iter()
+            .filter(|(_, syn)| waits(syn))
+            .map(|(flow, syn)| attempt(flow, syn))
+            .collect();
+        self.forget_held(lock, |_, syn| !waits(syn))?;
+        self.forget_released(lock, |attempt, gate| {
+            !(holding.contains(&gate) || held.contains(attempt))
+        })?;
+        self.forget_missing(lock, |_, missing| !guarded.contains_key(&missing.gate))?;
+        self.calm(lock, &guarded.into_keys().collect())?;
+        self.disarm_if_idle(now)
     }
 
     /// Whether these are the maps that are pinned now, and not those of an earlier `gate up`.
@@ -239,7 +287,9 @@ impl Tables {
         now: BootTime,
     ) -> Result<()> {
         let holding = Effective::Closed(Closed::Hold);
-        if word.at(|| now) != holding || self.state(gate)?.at(|| now) != holding {
+        let before = self.state(gate)?;
+        let held = before.at(|| now) == holding || before.is_guarded();
+        if word.at(|| now) != holding || !held {
             self.discard(lock, &BTreeSet::from([gate]))?;
         }
         self.set_state(lock, gate, word, now)
@@ -313,7 +363,9 @@ impl Tables {
         self.stats
             .set(gate.0, zero, 0)
             .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
-        self.set_state(lock, gate, StateWord::OPEN, now)?;
+        // The slot may have been another's, allowed sources and all.
+        self.store(gate, StateWord::OPEN, now)?;
+        self.set_allowed(lock, gate, &[])?;
         Ok(gate)
     }
 
@@ -356,7 +408,7 @@ impl Tables {
             .map_err(Error::aya(format!("forget {endpoint}")))
     }
 
-    /// Takes the slot of a gate that is open and forgets its endpoint.
+    /// Takes the slot of a gate that is open and not guarded, and forgets its endpoint.
     fn retire(
         &mut self,
         lock: &Lock,
@@ -365,8 +417,10 @@ impl Tables {
         now: BootTime,
     ) -> Result<GateId> {
         for (endpoint, gate) in endpoints {
-            let is_open = !matches!(self.state(*gate)?.at(|| now), Effective::Closed(_));
-            if is_open && !kept.contains(endpoint) && !named.contains(gate) {
+            if !is_active(self.state(*gate)?, now)
+                && !kept.contains(endpoint)
+                && !named.contains(gate)
+            {
                 self.forget_endpoint(lock, *endpoint)?;
                 return Ok(*gate);
             }
@@ -394,46 +448,74 @@ impl Tables {
             .map_err(Error::aya(format!("store the index of port {port}")))
     }
 
-    /// Forgets what is held at these gates and what was released from them.
+    /// Forgets what is held at these gates, what was released from them, and where they miss a
+    /// listener.
     ///
     /// # Errors
     /// Those of the maps.
     pub fn discard(&mut self, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
-        self.forget(lock, |gate| gates.contains(&gate))
+        self.forget_held(lock, |_, syn| gates.contains(&syn.gate))?;
+        self.forget_released(lock, |_, gate| gates.contains(&gate))?;
+        self.forget_missing(lock, |_, missing| gates.contains(&missing.gate))
     }
 
     /// Forgets what is held from other interfaces than these.
     ///
     /// # Errors
     /// Those of the map.
-    pub fn forget_elsewhere(&mut self, _lock: &Lock, interfaces: &BTreeSet<u32>) -> Result<()> {
+    pub fn forget_elsewhere(&mut self, lock: &Lock, interfaces: &BTreeSet<u32>) -> Result<()> {
+        self.forget_held(lock, |_, syn| !interfaces.contains(&syn.ifindex))
+    }
+
+    fn forget_held(
+        &mut self,
+        _lock: &Lock,
+        which: impl Fn(&FlowKey, &HeldSyn) -> bool,
+    ) -> Result<()> {
         let held: Vec<FlowKey> = self
             .held()?
             .into_iter()
-            .filter(|(_, syn)| !interfaces.contains(&syn.ifindex))
+            .filter(|(flow, syn)| which(flow, syn))
             .map(|(flow, _)| flow)
             .collect();
         sys::delete_all(self.held.map().fd().as_fd(), &held)
             .map_err(Error::call("bpf batch delete in", "HELD"))
     }
 
-    fn forget(&mut self, _lock: &Lock, which: impl Fn(GateId) -> bool) -> Result<()> {
-        let held: Vec<FlowKey> = self
-            .held()?
-            .into_iter()
-            .filter(|(_, syn)| which(syn.gate))
-            .map(|(flow, _)| flow)
-            .collect();
-        sys::delete_all(self.held.map().fd().as_fd(), &held)
-            .map_err(Error::call("bpf batch delete in", "HELD"))?;
+    fn forget_released(
+        &mut self,
+        _lock: &Lock,
+        which: impl Fn(&AttemptKey, GateId) -> bool,
+    ) -> Result<()> {
         let released: Vec<AttemptKey> = self
             .released()?
             .into_iter()
-            .filter(|(_, gate)| which(*gate))
+            .filter(|(attempt, gate)| which(attempt, *gate))
             .map(|(attempt, _)| attempt)
             .collect();
         sys::delete_all(self.released.map().fd().as_fd(), &released)
             .map_err(Error::call("bpf batch delete in", "RELEASED"))
+    }
+}
+
+/// Whether SYNs must be judged because of a gate with this word.
+fn is_active(word: StateWord, now: BootTime) -> bool {
+    word.is_guarded() || matches!(word.at(|| now), Effective::Closed(_))
+}
+
+/// Whether a guarded gate's held SYN is one that may still be waited for: longer than the lease runs
+/// from its last retransmission on, nothing holds it.
+#[must_use]
+pub fn waits(syn: &HeldSyn, guard: Guard, now: BootTime) -> bool {
+    now.0.saturating_sub(syn.refreshed) < guard.lease
+}
+
+/// The connection attempt that a held SYN belongs to.
+#[must_use]
+pub fn attempt(flow: &FlowKey, syn: &HeldSyn) -> AttemptKey {
+    AttemptKey {
+        flow: *flow,
+        isn: syn.isn,
     }
 }
 

@@ -4,21 +4,26 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, HashMap as BpfHashMap, IterableMap as _, MapData, PerCpuArray, PerCpuValues,
 };
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use gate_common::abi::{Counter, GateStats, HeldSyn};
+use gate_common::abi::{AllowKey, Counter, GateStats, Guard, HeldSyn, Missing};
 use gate_common::checksum::is_partial;
-use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
+use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::{Family, Frame, Syn, locate};
 use gate_common::reset::{self, Sum};
 use gate_common::state::{BootTime, StateWord};
-use gate_common::verdict::{Tables, Verdict, verdict};
+use gate_common::verdict::{Tables, Verdict, Withheld, verdict};
+use gate_userspace::allow::{self, Cidr};
+use gate_userspace::endpoint;
 use gate_userspace::hooks::Slot;
 use gate_userspace::{object, sys};
 use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Socket, Type};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 /// What a hook did with a frame.
@@ -41,6 +46,8 @@ pub struct Effect {
     pub counted: Vec<(GateId, Counter)>,
     /// The frame that is held now for the frame's flow, if one is.
     pub held: Option<Vec<u8>>,
+    /// Whether the frame's destination misses a listener now.
+    pub missing: bool,
 }
 
 /// The gates of a test: endpoint, gate, and the gate's word.
@@ -56,12 +63,20 @@ pub struct Setup {
     pub released: Vec<AttemptKey>,
     /// Connections of the gate's own health checks.
     pub checks: Vec<FlowKey>,
+    /// Sources that pass.
+    pub allowed: Vec<(GateId, Cidr)>,
+    /// How gates are guarded.
+    pub guards: Vec<(GateId, Guard)>,
+    /// Where sockets listen; [`Kernel`] makes them.
+    pub listening: Vec<SocketAddr>,
+    /// Destinations that miss a listener.
+    pub missing: Vec<(EndpointKey, Missing)>,
 }
 
 impl Setup {
     fn port(&self, port: Port) -> PortEntry {
         let of_port = || self.endpoints.iter().filter(|(key, _)| key.port == port);
-        let any = gate_common::flow::Address::ANY;
+        let any = Address::ANY;
         PortEntry::new(
             of_port()
                 .find(|(key, _)| key.address == any)
@@ -108,6 +123,38 @@ impl Tables for Pure {
         self.setup.checks.contains(flow)
     }
 
+    fn is_allowed(&self, gate: GateId, source: &Address) -> bool {
+        let source = endpoint::ip(source);
+        let allowed = self.setup.allowed.iter().filter(|(id, _)| *id == gate);
+        allowed
+            .into_iter()
+            .any(|(_, cidr)| is_in(source, &cidr.to_string()))
+    }
+
+    fn has_listener(&self, syn: &Syn) -> bool {
+        let to = syn.attempt.flow.endpoint;
+        let address = endpoint::ip(&to.address);
+        self.setup.listening.iter().any(|listener| {
+            let dual_stack = listener.ip() == IpAddr::from([0_u16; 8]);
+            let own_family = listener.is_ipv4() == address.is_ipv4();
+            let covers = listener.ip() == address || own_family && listener.ip().is_unspecified();
+            listener.port() == to.port.number() && (covers || dual_stack)
+        })
+    }
+
+    fn guard(&self, gate: GateId) -> Guard {
+        let mut all = self.setup.guards.iter();
+        all.find(|(id, _)| *id == gate)
+            .map(|(_, guard)| *guard)
+            .unwrap_or_default()
+    }
+
+    fn missing(&self, endpoint: &EndpointKey) -> Option<Missing> {
+        let mut all = self.setup.missing.iter();
+        all.find(|(key, _)| key == endpoint)
+            .map(|(_, missing)| *missing)
+    }
+
     fn is_released(&self, attempt: &AttemptKey) -> bool {
         self.setup.released.contains(attempt)
     }
@@ -130,12 +177,18 @@ impl Pure {
         }
     }
 
+    /// Sockets listen there from now on, and nowhere else.
+    pub fn listen(&mut self, addresses: &[SocketAddr]) {
+        self.setup.listening = addresses.to_vec();
+    }
+
     /// What the frame must cause.
     pub fn judge(&mut self, frame: &[u8]) -> Effect {
         let pass = Effect {
             action: Action::Pass,
             counted: Vec::new(),
             held: None,
+            missing: false,
         };
         if !self.setup.armed {
             return pass;
@@ -158,6 +211,7 @@ impl Pure {
             action,
             counted,
             held: self.held.get(&syn.attempt.flow).cloned(),
+            missing: self.missing(&syn.attempt.flow.endpoint).is_some(),
         }
     }
 
@@ -166,10 +220,17 @@ impl Pure {
             Verdict::Pass => (Action::Pass, Vec::new()),
             Verdict::PassCounted(gate, counter) => (Action::Pass, vec![(gate, counter)]),
             Verdict::PassExpired(gate) => {
-                if self.isns.get(&syn.attempt.flow) == Some(&syn.attempt.isn) {
-                    self.setup.released.push(syn.attempt);
-                }
+                self.supersede(syn);
                 (Action::Pass, vec![(gate, Counter::Expired)])
+            }
+            Verdict::PassBack(gate) => {
+                let endpoint = syn.attempt.flow.endpoint;
+                self.setup.missing.retain(|(key, _)| *key != endpoint);
+                if self.supersede(syn) {
+                    self.held.remove(&syn.attempt.flow);
+                    self.isns.remove(&syn.attempt.flow);
+                }
+                (Action::Pass, vec![(gate, Counter::Passed)])
             }
             Verdict::Drop(gate, counter) => (Action::Drop, vec![(gate, counter)]),
             Verdict::Reject(gate) => {
@@ -182,18 +243,64 @@ impl Pure {
                 let action = answer.map_or(Action::Drop, Action::Reply);
                 (action, vec![(gate, Counter::Rejected)])
             }
-            Verdict::Hold(gate) => {
-                let flow = syn.attempt.flow;
-                let before = self.isns.insert(flow, syn.attempt.isn);
-                self.held.insert(flow, frame[..syn.end].to_vec());
-                let counter = match before == Some(syn.attempt.isn) {
-                    true => Counter::Refreshed,
-                    false => Counter::Held,
+            Verdict::Hold(gate) => (Action::Drop, vec![(gate, self.hold(frame, syn))]),
+            Verdict::Guard(gate, withheld) => {
+                self.miss(syn.attempt.flow.endpoint, gate);
+                let counter = match withheld {
+                    Withheld::Kept => self.hold(frame, syn),
+                    Withheld::Dropped(counter) => counter,
                 };
                 (Action::Drop, vec![(gate, counter)])
             }
         }
     }
+
+    /// Claims the attempt where a copy of it is held, and says whether one is.
+    fn supersede(&mut self, syn: &Syn) -> bool {
+        let is_held = self.isns.get(&syn.attempt.flow) == Some(&syn.attempt.isn);
+        if is_held {
+            self.setup.released.push(syn.attempt);
+        }
+        is_held
+    }
+
+    fn miss(&mut self, endpoint: EndpointKey, gate: GateId) {
+        for (_, guard) in self.setup.guards.iter_mut().filter(|(id, _)| *id == gate) {
+            guard.dirty = 1;
+        }
+        if self.missing(&endpoint).is_none() {
+            let missing = Missing {
+                since: self.now.0,
+                gate,
+                zero: 0,
+            };
+            self.setup.missing.push((endpoint, missing));
+        }
+    }
+
+    fn hold(&mut self, frame: &[u8], syn: &Syn) -> Counter {
+        let flow = syn.attempt.flow;
+        let before = self.isns.insert(flow, syn.attempt.isn);
+        self.held.insert(flow, frame[..syn.end].to_vec());
+        match before == Some(syn.attempt.isn) {
+            true => Counter::Refreshed,
+            false => Counter::Held,
+        }
+    }
+}
+
+/// Whether an address is in a prefix, both as text and bit by bit: not as the trie does it.
+fn is_in(address: IpAddr, prefix: &str) -> bool {
+    let binary = |address: IpAddr| match address {
+        IpAddr::V4(v4) => format!("{:032b}", v4.to_bits()),
+        IpAddr::V6(v6) => format!("{:0128b}", v6.to_bits()),
+    };
+    let (network, bits) = prefix.split_once('/').unwrap_or((prefix, "128"));
+    let network: IpAddr = network.parse().expect("an address");
+    let bits: usize = bits.parse().expect("a length");
+    let (address, network) = (binary(address), binary(network));
+    let bits = bits.min(network.len());
+    address.len() == network.len() && address[..bits] == network[..bits]
 }
 
 /// The frame that answers a rejected one.
@@ -242,6 +349,7 @@ pub struct Kernel {
     slot: Slot,
     ebpf: Ebpf,
     counts: Vec<(GateId, GateStats)>,
+    listeners: Vec<Socket>,
 }
 
 /// Gates whose counters are watched.
@@ -251,7 +359,7 @@ impl Kernel {
     /// Loads the program with maps of its own, and moves the calling thread into a network
     /// namespace that forwards nothing: a wildcard asks the routes. Needs root.
     pub fn load(slot: Slot) -> Result<Self> {
-        Self::load_with(slot, gate_common::abi::DEFAULT_HELD)
+        Self::load_sized(slot, &[])
     }
 
     /// The hook.
@@ -261,18 +369,23 @@ impl Kernel {
 
     /// As [`load`](Self::load), with room for so many held SYNs.
     pub fn load_with(slot: Slot, held: u32) -> Result<Self> {
+        Self::load_sized(slot, &[("HELD", held), ("RELEASED", held)])
+    }
+
+    /// As [`load`](Self::load), with other sizes of maps.
+    pub fn load_sized(slot: Slot, sizes: &[(&str, u32)]) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
         for family in ["ipv4", "ipv6"] {
             let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
             std::fs::write(&path, "0").with_context(|| format!("write {path}"))?;
         }
         let level = 0_u8;
-        let mut ebpf = EbpfLoader::new()
-            .override_global("AYA_LOG_LEVEL", &level, true)
-            .map_max_entries("HELD", held)
-            .map_max_entries("RELEASED", held)
-            .load(object::OBJECT)
-            .context("load the object")?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("AYA_LOG_LEVEL", &level, true);
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
+        }
+        let mut ebpf = loader.load(object::OBJECT).context("load the object")?;
         let name = slot.program();
         let loaded = match ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => program.load(),
@@ -284,6 +397,7 @@ impl Kernel {
             slot,
             ebpf,
             counts: Vec::new(),
+            listeners: Vec::new(),
         };
         kernel.counts = kernel.stats()?;
         Ok(kernel)
@@ -331,7 +445,54 @@ impl Kernel {
                 .set(u32::from(key.port.number()), entry, 0)?;
         }
         self.array(".bss")?.set(0, u64::from(setup.armed), 0)?;
+        self.set_allowed(&setup.allowed)?;
+        self.clear::<EndpointKey, Missing>("MISSING")?;
+        for (endpoint, missing) in &setup.missing {
+            self.hash::<EndpointKey, Missing>("MISSING")?
+                .insert(endpoint, missing, 0)?;
+        }
+        for (gate, guard) in &setup.guards {
+            self.array("GUARDS")?.set(gate.0, *guard, 0)?;
+        }
+        self.listen(&setup.listening)?;
         self.set_words(setup)
+    }
+
+    fn set_allowed(&mut self, allowed: &[(GateId, Cidr)]) -> Result<()> {
+        let map = self.ebpf.map_mut("ALLOW").context("no map ALLOW")?;
+        let mut trie: LpmTrie<&mut MapData, AllowKey, u32> = map.try_into()?;
+        let before: Vec<Key<AllowKey>> = trie.keys().collect::<Result<_, _>>()?;
+        for key in before {
+            trie.remove(&key)?;
+        }
+        for gate in (1..WATCHED).map(GateId) {
+            let own = allowed.iter().filter(|(id, _)| *id == gate);
+            let sources: Vec<Cidr> = own.map(|(_, source)| *source).collect();
+            for (bits, key, value) in allow::entries(gate, &sources) {
+                trie.insert(&Key::new(bits, key), value, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Listens there, and nowhere else, in the namespace of the test runs.
+    pub fn listen(&mut self, addresses: &[SocketAddr]) -> Result<()> {
+        self.listeners.clear();
+        for address in addresses {
+            let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+            // The namespace has no addresses.
+            match address {
+                SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+                SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+            }
+            socket.set_reuse_address(true)?;
+            socket
+                .bind(&(*address).into())
+                .with_context(|| format!("bind {address}"))?;
+            socket.listen(16)?;
+            self.listeners.push(socket);
+        }
+        Ok(())
     }
 
     /// Stores the words only; what is held stays.
@@ -386,12 +547,18 @@ impl Kernel {
             .flat_map(|((gate, before), (_, after))| moved(*gate, before, after))
             .collect();
         self.counts = counts;
-        let held = self.held_for(frame)?;
+        let (held, missing) = self.kept_for(frame)?;
         Ok(Effect {
             action,
             counted,
             held,
+            missing,
         })
+    }
+
+    /// How a gate is guarded now.
+    pub fn guard(&mut self, gate: GateId) -> Result<Guard> {
+        Ok(self.array::<Guard>("GUARDS")?.get(&gate.0, 0)?)
     }
 
     /// All that is held.
@@ -406,18 +573,19 @@ impl Kernel {
         Ok(sys::lookup_all(map.map().fd().as_fd())?)
     }
 
-    fn held_for(&mut self, frame: &[u8]) -> Result<Option<Vec<u8>>> {
+    /// The frame that is held for this one's flow, and whether its destination misses a listener.
+    fn kept_for(&mut self, frame: &[u8]) -> Result<(Option<Vec<u8>>, bool)> {
         let Frame::Tcp(at) = locate(frame) else {
-            return Ok(None);
+            return Ok((None, false));
         };
         let Some(syn) = at.syn(frame).filter(|_| at.is_pure_syn()) else {
-            return Ok(None);
+            return Ok((None, false));
         };
-        let map = self.hash::<FlowKey, HeldSyn>("HELD")?;
-        Ok(map
-            .get(&syn.attempt.flow, 0)
-            .ok()
-            .map(|held| held.frame[..held.len as usize].to_vec()))
+        let flow = syn.attempt.flow;
+        let held = self.hash::<FlowKey, HeldSyn>("HELD")?.get(&flow, 0).ok();
+        let held = held.map(|held| held.frame[..held.len as usize].to_vec());
+        let missing = self.hash::<EndpointKey, Missing>("MISSING")?;
+        Ok((held, missing.get(&flow.endpoint, 0).is_ok()))
     }
 
     fn stats(&mut self) -> Result<Vec<(GateId, GateStats)>> {

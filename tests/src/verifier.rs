@@ -64,6 +64,7 @@ pub fn processed(layer3: bool) -> Result<Vec<u64>> {
 fn fd(map: &Map) -> Result<i32> {
     let (Map::Array(data)
     | Map::HashMap(data)
+    | Map::LpmTrie(data)
     | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
     | Map::RingBuf(data)) = map

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use gate_common::abi::Counter;
+use gate_common::abi::{Counter, Guard, Missing};
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, Port};
 use gate_common::parse::{Family, Frame, Located, locate};
 use gate_common::state::{BootTime, Closed, StateWord};
@@ -47,8 +47,7 @@ fn setup(mode: Closed) -> Setup {
         armed: true,
         endpoints: vec![(v4([10, 0, 0, 5], 8080), GATE), (v6(8080), GATE)],
         words: vec![(GATE, word(mode, true))],
-        released: Vec::new(),
-        checks: Vec::new(),
+        ..Setup::default()
     }
 }
 
@@ -81,7 +80,12 @@ on_every_hook!(
     a_full_table_drops_and_counts,
     a_retransmission_after_the_lease_is_not_followed_by_the_held_copy,
     a_lease_ends_on_time,
+    who_is_let_through,
+    who_is_guarded,
+    a_guard_goes_through_an_outage,
+    a_full_table_of_missing_listeners_passes,
     any_frame_is_judged_alike,
+    any_frame_is_guarded_alike,
 );
 
 /// Addresses a frame to the device of a test run, which is loopback: its address is all zeros.
@@ -781,12 +785,454 @@ fn a_lease_ends_on_time(slot: Slot) -> Result<()> {
     Ok(())
 }
 
-/// Mutated and random frames: the kernel and the pure function must agree on all of them.
-fn any_frame_is_judged_alike(slot: Slot) -> Result<()> {
-    const FRAMES: u64 = 40_000;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+/// Sources that pass a closed gate: of their own family, of their own gate, and only where the word
+/// says so.
+fn who_is_let_through(slot: Slot) -> Result<()> {
+    let allow = |sources: &[(GateId, &str)]| {
+        let mut setup = setup(Closed::Hold);
+        setup.words = vec![
+            (GATE, word(Closed::Hold, true).with_allows()),
+            (OTHER, word(Closed::Hold, true).with_allows()),
+        ];
+        let parsed = sources.iter().map(|(gate, text)| (*gate, text.parse()));
+        setup.allowed = parsed
+            .map(|(gate, cidr)| (gate, cidr.expect("a prefix")))
+            .collect();
+        setup
+    };
+    let v4 = || Spec::default().build();
+    let v6 = || Spec::v6().build();
+    let allowed = || Expect::PassCounted(GATE, Counter::Allowed);
+    let mut unflagged = allow(&[(GATE, "10.0.0.0/8")]);
+    unflagged.words = vec![(GATE, word(Closed::Hold, true))];
+    let mut rejecting = allow(&[(GATE, "10.0.0.0/8")]);
+    rejecting.words = vec![(GATE, word(Closed::Reject, true).with_allows())];
+    let cases = [
+        case(
+            "its own prefix",
+            allow(&[(GATE, "10.0.0.0/24")]),
+            v4(),
+            allowed(),
+        ),
+        case("one address", allow(&[(GATE, "10.0.0.1")]), v4(), allowed()),
+        case(
+            "the next address",
+            allow(&[(GATE, "10.0.0.2")]),
+            v4(),
+            Expect::Hold,
+        ),
+        case(
+            "a neighbour's prefix",
+            allow(&[(GATE, "10.0.1.0/24")]),
+            v4(),
+            Expect::Hold,
+        ),
+        case(
+            "every v4 source",
+            allow(&[(GATE, "0.0.0.0/0")]),
+            v4(),
+            allowed(),
+        ),
+        case(
+            "v6, where v4 is allowed",
+            allow(&[(GATE, "0.0.0.0/0")]),
+            v6(),
+            Expect::Hold,
+        ),
+        case(
+            "its own v6 prefix",
+            allow(&[(GATE, "fd00::/8")]),
+            v6(),
+            allowed(),
+        ),
+        case(
+            "one v6 address",
+            allow(&[(GATE, "fd00::1")]),
+            v6(),
+            allowed(),
+        ),
+        case(
+            "the next v6 address",
+            allow(&[(GATE, "fd00::2")]),
+            v6(),
+            Expect::Hold,
+        ),
+        case("every v6 source", allow(&[(GATE, "::/0")]), v6(), allowed()),
+        case(
+            "v4, where v6 is allowed",
+            allow(&[(GATE, "::/0")]),
+            v4(),
+            Expect::Hold,
+        ),
+        case(
+            "v4, where v6 and another prefix is allowed",
+            allow(&[(GATE, "::/0"), (GATE, "10.0.0.1")]),
+            v4(),
+            allowed(),
+        ),
+        case(
+            "every source",
+            allow(&[(GATE, "::/0"), (GATE, "0.0.0.0/0")]),
+            v4(),
+            allowed(),
+        ),
+        case(
+            "another gate's prefix",
+            allow(&[(OTHER, "10.0.0.0/8")]),
+            v4(),
+            Expect::Hold,
+        ),
+        case(
+            "another gate's every source",
+            allow(&[(OTHER, "::/0")]),
+            v6(),
+            Expect::Hold,
+        ),
+        case(
+            "where the word doesn't say so",
+            unflagged,
+            v4(),
+            Expect::Hold,
+        ),
+        case("a gate that rejects", rejecting, v4(), allowed()),
+    ];
     let mut kernel = Kernel::load(slot)?;
-    let bases: Vec<Vec<u8>> = [
+    for case in &cases {
+        check(&mut kernel, case)?;
+    }
+    Ok(())
+}
+
+/// How long the guards of these tests hold.
+const GUARD: Duration = Duration::from_secs(3600);
+
+/// An open and guarded gate for both endpoints, with sockets that listen there.
+fn guarded(listening: &[&str]) -> Setup {
+    let lease = GUARD.as_nanos() as u64;
+    Setup {
+        words: vec![(GATE, StateWord::OPEN.guarded(true))],
+        guards: vec![(GATE, Guard { lease, dirty: 0 })],
+        listening: listening
+            .iter()
+            .map(|address| address.parse().expect("an address"))
+            .collect(),
+        ..setup(Closed::Hold)
+    }
+}
+
+/// A listener that is missing since then.
+fn missing_since(since: BootTime) -> Missing {
+    Missing {
+        since: since.0,
+        gate: GATE,
+        zero: 0,
+    }
+}
+
+/// What is expected where nothing listens: egress never guards.
+fn hold_at(slot: Slot) -> Expect {
+    match slot {
+        Slot::Xdp | Slot::TcIngress => Expect::Hold,
+        Slot::TcEgress => Expect::PassCounted(GATE, Counter::Passed),
+    }
+}
+
+fn who_is_guarded(slot: Slot) -> Result<()> {
+    let v4 = || to_this_host(Spec::default().build());
+    let v6 = || to_this_host(Spec::v6().build());
+    let passed = || Expect::PassCounted(GATE, Counter::Passed);
+    let over = || match slot {
+        Slot::TcEgress => passed(),
+        Slot::Xdp | Slot::TcIngress => Expect::PassCounted(GATE, Counter::Expired),
+    };
+    let dropped = |counter| match slot {
+        Slot::TcEgress => passed(),
+        Slot::Xdp | Slot::TcIngress => Expect::Drop(counter),
+    };
+    let any_of = |address: &str| {
+        let mut setup = guarded(&[]);
+        if !address.is_empty() {
+            setup.listening = vec![address.parse().expect("an address")];
+        }
+        setup.endpoints = vec![(any(8080), GATE)];
+        setup
+    };
+    // A wildcard stands for no address that is gone to.
+    let any_held = || match slot {
+        Slot::TcEgress => passed(),
+        Slot::Xdp | Slot::TcIngress => Expect::Hold,
+    };
+    let missing = |address: [u8; 4], lease: u64, since: BootTime| {
+        let mut setup = guarded(&[]);
+        setup.guards = vec![(GATE, Guard { lease, dirty: 1 })];
+        setup.missing = vec![(self::v4(address, 8080), missing_since(since))];
+        setup
+    };
+    let now = clock::now();
+    let long_ago = BootTime(now.0 / 2);
+    let with_missing = missing([10, 0, 0, 5], GUARD.as_nanos() as u64, now);
+    let at_an_end = missing([10, 0, 0, 5], 1, long_ago);
+    let elsewhere = missing([10, 0, 0, 6], 1, long_ago);
+    let mut closed = guarded(&["10.0.0.5:8080"]);
+    closed.words = vec![(GATE, word(Closed::Drop, true).guarded(true))];
+    let mut lease_over = guarded(&[]);
+    lease_over.words = vec![(GATE, word(Closed::Drop, false).guarded(true))];
+    let mut lease_over_and_back = lease_over.clone();
+    lease_over_and_back.listening = guarded(&["10.0.0.5:8080"]).listening;
+    let mut under_any = any_of("");
+    under_any
+        .endpoints
+        .push((self::v4([10, 0, 0, 5], 8080), OTHER));
+    let mut released = guarded(&[]);
+    released.released = vec![AttemptKey {
+        flow: FlowKey {
+            endpoint: self::v4([10, 0, 0, 5], 8080),
+            source: Address::from_v4([10, 0, 0, 1]),
+            source_port: Port::new(40_000),
+            zero: 0,
+        },
+        isn: Isn::from_octets([1, 2, 3, 4]),
+    }];
+    let cases = [
+        case("a listener", guarded(&["10.0.0.5:8080"]), v4(), passed()),
+        case(
+            "a listener at any address",
+            guarded(&["0.0.0.0:8080"]),
+            v4(),
+            passed(),
+        ),
+        case(
+            "a dual-stack listener",
+            guarded(&["[::]:8080"]),
+            v4(),
+            passed(),
+        ),
+        case(
+            "a v6 listener",
+            guarded(&["[fd00::5]:8080"]),
+            v6(),
+            passed(),
+        ),
+        case(
+            "a dual-stack listener, v6",
+            guarded(&["[::]:8080"]),
+            v6(),
+            passed(),
+        ),
+        case("no listener", guarded(&[]), v4(), hold_at(slot)),
+        case("no listener, v6", guarded(&[]), v6(), hold_at(slot)),
+        case(
+            "another address's listener",
+            guarded(&["10.0.0.6:8080"]),
+            v4(),
+            hold_at(slot),
+        ),
+        case(
+            "another port's listener",
+            guarded(&["10.0.0.5:8081"]),
+            v4(),
+            hold_at(slot),
+        ),
+        case(
+            "a v4 listener for v6",
+            guarded(&["0.0.0.0:8080"]),
+            v6(),
+            hold_at(slot),
+        ),
+        case(
+            "not for this host",
+            guarded(&[]),
+            Spec::default().build(),
+            // It comes before the kernel has looked at the frame's address.
+            match slot {
+                Slot::Xdp => Expect::Hold,
+                Slot::TcIngress | Slot::TcEgress => passed(),
+            },
+        ),
+        case("missing for a while", with_missing, v4(), hold_at(slot)),
+        case("missing for longer than the lease", at_an_end, v4(), over()),
+        case(
+            "another address missing for long",
+            elsewhere,
+            v4(),
+            hold_at(slot),
+        ),
+        case("a wildcard, no listener", any_of(""), v4(), any_held()),
+        case("a wildcard, no listener, v6", any_of(""), v6(), any_held()),
+        case("a wildcard's listener", any_of("[::]:8080"), v4(), passed()),
+        case(
+            "closed, though a socket listens",
+            closed,
+            v4(),
+            Expect::Drop(Counter::Dropped),
+        ),
+        case(
+            "guarded when the lease of a close is over",
+            lease_over,
+            v4(),
+            match slot {
+                Slot::TcEgress => Expect::PassCounted(GATE, Counter::Expired),
+                Slot::Xdp | Slot::TcIngress => Expect::Hold,
+            },
+        ),
+        case(
+            "listening when the lease of a close is over",
+            lease_over_and_back,
+            v4(),
+            match slot {
+                Slot::TcEgress => Expect::PassCounted(GATE, Counter::Expired),
+                Slot::Xdp | Slot::TcIngress => passed(),
+            },
+        ),
+        case(
+            "an open gate under a guarded wildcard",
+            under_any,
+            v4(),
+            match slot {
+                Slot::TcEgress => Expect::PassCounted(OTHER, Counter::Passed),
+                Slot::Xdp | Slot::TcIngress => Expect::Hold,
+            },
+        ),
+        case(
+            "released, and gone again",
+            released,
+            v4(),
+            dropped(Counter::Dropped),
+        ),
+        case(
+            "with data",
+            guarded(&[]),
+            to_this_host(with(|s| s.payload = b"GET /".to_vec())),
+            dropped(Counter::Uncaptured),
+        ),
+    ];
+    let mut kernel = Kernel::load(slot)?;
+    for case in cases {
+        // What goes out never meets a wildcard.
+        let expect = match (slot, case.name.starts_with("a wildcard")) {
+            (Slot::TcEgress, true) => Expect::Pass,
+            _ => case.expect,
+        };
+        check(&mut kernel, &Case { expect, ..case })?;
+    }
+    Ok(())
+}
+
+/// Up, down, up again: what passes is held no more and never injected, and the next outage begins
+/// anew.
+fn a_guard_goes_through_an_outage(slot: Slot) -> Result<()> {
+    if slot == Slot::TcEgress {
+        // It never guards, as `who_is_guarded` shows.
+        return Ok(());
+    }
+    let mut kernel = Kernel::load(slot)?;
+    let setup = guarded(&["10.0.0.5:8080"]);
+    kernel.set(&setup)?;
+    let mut pure = Pure::new(slot, setup.clone(), clock::now());
+    let mut judge = |kernel: &mut Kernel, up: bool, port: u16| -> Result<Effect> {
+        let listening = if up { &setup.listening[..] } else { &[] };
+        kernel.listen(listening)?;
+        pure.listen(listening);
+        let frame = to_this_host(with(|s| s.source_port = port));
+        let in_kernel = kernel.judge(&frame)?;
+        assert_eq!(in_kernel, pure.judge(&frame));
+        Ok(in_kernel)
+    };
+    judge(&mut kernel, true, 1)?;
+    assert_eq!(kernel.guard(GATE)?.dirty, 0, "nothing was missing yet");
+    for port in 1..=3 {
+        let down = judge(&mut kernel, false, port)?;
+        assert_eq!(down.counted, [(GATE, Counter::Held)]);
+        assert!(down.missing);
+        assert_ne!(kernel.guard(GATE)?.dirty, 0);
+        let again = judge(&mut kernel, false, port)?;
+        assert_eq!(again.counted, [(GATE, Counter::Refreshed)]);
+        judge(&mut kernel, false, 100 + port)?;
+        let back = judge(&mut kernel, true, port)?;
+        assert_eq!(back.counted, [(GATE, Counter::Passed)]);
+        assert!(back.held.is_none() && !back.missing, "{back:?}");
+        assert_eq!(
+            kernel.released()?.len(),
+            usize::from(port),
+            "no copy may follow"
+        );
+        assert_eq!(
+            kernel.held()?.len(),
+            usize::from(port),
+            "the others still wait"
+        );
+        // It comes again while nobody has cleared up: the attempt was injected, as far as is known.
+        let gone = judge(&mut kernel, false, port)?;
+        assert_eq!(gone.counted, [(GATE, Counter::Dropped)]);
+        assert!(gone.missing && gone.held.is_none(), "{gone:?}");
+    }
+    Ok(())
+}
+
+/// Without a note of when it began, a lease would never end.
+fn a_full_table_of_missing_listeners_passes(slot: Slot) -> Result<()> {
+    const ROOM: u32 = 4;
+    if slot == Slot::TcEgress {
+        // It never guards, as `who_is_guarded` shows.
+        return Ok(());
+    }
+    let mut kernel = Kernel::load_sized(slot, &[("MISSING", ROOM)])?;
+    let mut setup = guarded(&[]);
+    setup.endpoints = vec![(any(8080), GATE)];
+    kernel.set(&setup)?;
+    let mut held = 0;
+    for last in 0..=63 {
+        let effect = kernel.judge(&to_this_host(with(|s| {
+            s.destination = std::net::Ipv4Addr::new(10, 0, 0, last).into();
+        })))?;
+        assert_eq!(effect.action == Action::Drop, effect.missing);
+        if effect.missing {
+            held += 1;
+        } else {
+            assert_eq!(effect.counted, [(GATE, Counter::Passed)]);
+        }
+    }
+    assert_eq!(held, ROOM);
+    Ok(())
+}
+
+/// Mutated frames for a guarded gate, with listeners for some of them that come and go.
+fn any_frame_is_guarded_alike(slot: Slot) -> Result<()> {
+    const FRAMES: usize = 12_000;
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut kernel = Kernel::load(slot)?;
+    let bases: Vec<Vec<u8>> = shapes().into_iter().map(to_this_host).collect();
+    let mut setup = guarded(&["10.0.0.5:8080", "[fd00::5]:8080"]);
+    setup.allowed = vec![
+        (GATE, "10.0.0.0/30".parse()?),
+        (GATE, "fd00::/126".parse()?),
+    ];
+    let all = setup.listening.clone();
+    kernel.set(&setup)?;
+    let mut pure = Pure::new(slot, setup, clock::now());
+    for index in 0..FRAMES {
+        if index % 100 == 0 {
+            let listening: Vec<_> = all
+                .iter()
+                .filter(|_| random.below(2) == 0)
+                .copied()
+                .collect();
+            kernel.listen(&listening)?;
+            pure.listen(&listening);
+        }
+        let frame = to_this_host(random.mutated(&bases));
+        if !kernel.takes(&frame) {
+            continue;
+        }
+        let in_kernel = kernel.judge(&frame)?;
+        assert_eq!(in_kernel, pure.judge(&frame), "{index}: {frame:02x?}");
+    }
+    Ok(())
+}
+
+/// Frames of all shapes, to be mutated.
+fn shapes() -> Vec<Vec<u8>> {
+    [
         Spec::default(),
         Spec::v6(),
         Spec {
@@ -811,24 +1257,21 @@ fn any_frame_is_judged_alike(slot: Slot) -> Result<()> {
     ]
     .iter()
     .map(Spec::build)
-    .collect();
+    .collect()
+}
+
+/// Mutated and random frames: the kernel and the pure function must agree on all of them.
+fn any_frame_is_judged_alike(slot: Slot) -> Result<()> {
+    const FRAMES: u64 = 40_000;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut kernel = Kernel::load(slot)?;
+    let bases = shapes();
     for mode in [Closed::Hold, Closed::Drop, Closed::Reject] {
         let setup = setup(mode);
         kernel.set(&setup)?;
         let mut pure = Pure::new(slot, setup, clock::now());
         for index in 0..FRAMES / 3 {
-            let mut frame = bases[random.below(bases.len())].clone();
-            for _ in 0..random.below(5) {
-                let at = random.below(frame.len());
-                frame[at] = match random.below(3) {
-                    0 => random.next() as u8,
-                    1 => frame[at] ^ 1 << random.below(8),
-                    _ => [0, 1, 4, 5, 6, 17, 43, 44, 51, 60, 0x45, 0x60, 0xff][random.below(13)],
-                };
-            }
-            if random.below(8) == 0 {
-                frame.truncate(14 + random.below(frame.len() - 13));
-            }
+            let frame = random.mutated(&bases);
             if !kernel.takes(&frame) {
                 continue;
             }
@@ -856,5 +1299,21 @@ impl Random {
 
     fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
+    }
+
+    fn mutated(&mut self, bases: &[Vec<u8>]) -> Vec<u8> {
+        let mut frame = bases[self.below(bases.len())].clone();
+        for _ in 0..self.below(5) {
+            let at = self.below(frame.len());
+            frame[at] = match self.below(3) {
+                0 => self.next() as u8,
+                1 => frame[at] ^ 1 << self.below(8),
+                _ => [0, 1, 4, 5, 6, 17, 43, 44, 51, 60, 0x45, 0x60, 0xff][self.below(13)],
+            };
+        }
+        if self.below(8) == 0 {
+            frame.truncate(14 + self.below(frame.len() - 13));
+        }
+        frame
     }
 }

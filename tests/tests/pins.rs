@@ -71,7 +71,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     shell(
         &topology,
         Side::Server,
-        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v2/7"),
+        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v3/7"),
     );
     gate(&topology, &["up", INTERFACE]);
     gate(&topology, &["hold", ENDPOINT]);
@@ -79,7 +79,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     let left = shell(
         &topology,
         Side::Server,
-        &format!("ls -d {ROOT}/v0/7 {ROOT}/v2/7"),
+        &format!("ls -d {ROOT}/v0/7 {ROOT}/v3/7"),
     );
     assert_eq!(left.lines().count(), 2, "{left}");
 }

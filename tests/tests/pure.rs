@@ -127,8 +127,7 @@ proptest! {
             armed: true,
             endpoints: vec![(syn.attempt.flow.endpoint, gate)],
             words: vec![(gate, StateWord::closed(mode, deadline))],
-            released: Vec::new(),
-            checks: Vec::new(),
+            ..Setup::default()
         };
         let effect = Pure::new(Slot::Xdp, setup, BootTime(1_000_000)).judge(&frame);
         if closed {

@@ -504,7 +504,7 @@ fn open_locked(
     let current = tables.are_current(pins);
     let mut gates = BTreeSet::new();
     for held in held {
-        if current && tables.state(held.gate.id)? == held.word {
+        if current && tables.state(held.gate.id)?.guarded(false) == held.word {
             gates.insert(held.gate.id);
         } else {
             opened.taken_over.push(held.gate.clone());

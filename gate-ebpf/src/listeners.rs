@@ -1,0 +1,70 @@
+//! What the kernel's sockets say of a SYN.
+
+use core::mem::size_of;
+
+use aya_ebpf::bindings::{
+    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
+};
+use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
+use gate_common::parse::{Family, Syn};
+
+use crate::hook::Hook;
+use crate::maps::scratch;
+
+/// `TCP_LISTEN` of linux/tcp_states.h.
+const LISTEN: u32 = 10;
+
+/// The packet's own network namespace: any negative number.
+const OWN: u64 = u64::MAX;
+
+/// Whether a socket listens for a SYN. It is looked up as the kernel would, but from source port 0:
+/// that no connection has, so none hides the listener. Doubt says yes.
+#[inline(always)]
+pub fn is_there<H: Hook>(hook: &H, syn: &Syn) -> bool {
+    let Some(room) = scratch() else {
+        return true;
+    };
+    let flow = &syn.attempt.flow;
+    let port = u16::from_ne_bytes(flow.endpoint.port.octets());
+    // SAFETY: the pointer is to this CPU's own scratch value, which only this run uses; a frame
+    // there is larger than a tuple and aligned to eight bytes.
+    let tuple = unsafe { &raw mut (*room).frame }.cast::<bpf_sock_tuple>();
+    // SAFETY: as above.
+    let size = unsafe {
+        match syn.at.family {
+            Family::V4 => {
+                tuple.cast::<TupleV4>().write(TupleV4 {
+                    saddr: flow.source.words()[3],
+                    daddr: flow.endpoint.address.words()[3],
+                    sport: 0,
+                    dport: port,
+                });
+                size_of::<TupleV4>()
+            }
+            Family::V6 => {
+                tuple.cast::<TupleV6>().write(TupleV6 {
+                    saddr: flow.source.words(),
+                    daddr: flow.endpoint.address.words(),
+                    sport: 0,
+                    dport: port,
+                });
+                size_of::<TupleV6>()
+            }
+        }
+    };
+    // SAFETY: the tuple is written as far as its size says (Linux 5.2).
+    let socket = unsafe { bpf_skc_lookup_tcp(hook.as_ptr(), tuple, size as u32, OWN, 0) };
+    !socket.is_null() && listens(socket)
+}
+
+/// Reads the state and gives the reference back.
+#[inline(always)]
+fn listens(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the kernel returned the socket with a reference, which keeps it until it is released.
+    unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state == LISTEN
+    }
+}

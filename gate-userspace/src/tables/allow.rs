@@ -1,0 +1,70 @@
+//! The sources that pass a closed gate.
+
+use aya::maps::MapError;
+use aya::maps::lpm_trie::Key;
+use gate_common::abi::{ALLOWED, AllowKey, MAX_ALLOWED};
+use gate_common::flow::GateId;
+
+use super::{Tables, is_full};
+use crate::allow::{self, Cidr};
+use crate::error::{Error, Result};
+use crate::pins::Lock;
+
+impl Tables {
+    /// Lets these sources, and no others, pass the gate while it is closed by a word
+    /// [`with_allows`](gate_common::state::StateWord::with_allows). Do it before the gate is closed.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the map.
+    pub fn set_allowed(&mut self, _lock: &Lock, gate: GateId, sources: &[Cidr]) -> Result<()> {
+        for entry in self.entries(gate)? {
+            self.allow
+                .remove(&entry)
+                .map_err(Error::aya("remove an allowed source"))?;
+        }
+        for (bits, key, value) in allow::entries(gate, sources) {
+            match self.allow.insert(&Key::new(bits, key), value, 0) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(error)) if is_full(&error.io_error) => {
+                    return Err(Error::Full {
+                        what: "the table of allowed sources",
+                        max: MAX_ALLOWED,
+                    });
+                }
+                Err(error) => return Err(Error::aya("enter an allowed source")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The sources that are allowed at a gate, in order.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn allowed(&self, gate: GateId) -> Result<Vec<Cidr>> {
+        let mut sources = Vec::new();
+        for entry in self.entries(gate)? {
+            let value = self
+                .allow
+                .get(&entry, 0)
+                .map_err(Error::aya("read an allowed source"))?;
+            if value == ALLOWED {
+                let bits = entry.prefix_len() - AllowKey::GATE_BITS;
+                sources.push(Cidr::from_mapped(&entry.data().address, bits));
+            }
+        }
+        sources.sort_unstable();
+        Ok(sources)
+    }
+
+    fn entries(&self, gate: GateId) -> Result<Vec<Key<AllowKey>>> {
+        let mut entries = Vec::new();
+        for entry in self.allow.keys() {
+            let entry = entry.map_err(Error::aya("list the allowed sources"))?;
+            if entry.data().gate == gate {
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+}
