@@ -115,6 +115,20 @@ pub fn entries(gate: GateId, sources: &[Cidr]) -> Vec<Entry> {
     entries
 }
 
+/// A line for each of these that lets everyone pass, so that the gate is hardly closed.
+#[must_use]
+pub fn warnings(sources: &[Cidr]) -> Vec<String> {
+    let every = sources.iter().filter(|source| source.is_everything());
+    let warn = |source: &Cidr| {
+        let family = match source.address {
+            IpAddr::V4(_) => "IPv4",
+            IpAddr::V6(_) => "IPv6",
+        };
+        format!("--allow {source}: every {family} client passes, as if the gate were open")
+    };
+    every.map(warn).collect()
+}
+
 /// The address with all bits behind the prefix cleared.
 fn truncated(address: IpAddr, bits: u8) -> IpAddr {
     let bits = u32::from(bits);

@@ -6,6 +6,7 @@ use gate_common::abi::{Counter, GateStats, HeldSyn};
 use gate_common::flow::{FlowKey, GateId};
 use gate_common::state::{BootTime, Effective, Mode};
 
+use crate::allow::Cidr;
 use crate::attach::{self, Attachment};
 use crate::clock;
 use crate::error::Result;
@@ -33,6 +34,8 @@ pub struct GateStatus {
     pub expired: bool,
     /// What is left of the lease; none while open.
     pub lease: Option<Duration>,
+    /// Sources that pass while it is closed.
+    pub allowed: Vec<Cidr>,
     /// What it holds.
     pub waiting: Waiting,
     /// Its counters.
@@ -84,6 +87,10 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
             waiting: match state {
                 Effective::Closed(_) => of_gates(&held, &[gate.id], now),
                 Effective::Open | Effective::Expired => Waiting::default(),
+            },
+            allowed: match state {
+                Effective::Closed(_) if word.lets_allowed_pass() => tables.allowed(gate.id)?,
+                _ => Vec::new(),
             },
             stats: tables.stats(gate.id)?,
             gate,

@@ -14,6 +14,7 @@ use common::{
     CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, exists, find_gate, gate, mode,
     refused, shell, snapshot, up, wait_until,
 };
+use gate_common::abi::ABI_VERSION;
 use gate_tests::backend::Options;
 use gate_tests::foreign;
 use gate_tests::service::Service;
@@ -41,6 +42,7 @@ fn on_path(topology: &Topology, path: impl AsRef<Path>, f: fn(&Path) -> io::Resu
 
 #[test]
 fn pins_of_another_version_are_named_and_down_then_up_repairs_that() {
+    let own = format!("v{ABI_VERSION}");
     let topology = Topology::new().unwrap();
     let folder = format!("{ROOT}/v0/{}", namespace(&topology));
     shell(
@@ -56,7 +58,7 @@ fn pins_of_another_version_are_named_and_down_then_up_repairs_that() {
             &topology,
             args,
             1,
-            &[&folder, "v0", "v2", "`gate down`", "`gate up`"],
+            &[&folder, "v0", &own, "`gate down`", "`gate up`"],
         );
     }
     gate(&topology, &["down"]);
@@ -71,7 +73,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     shell(
         &topology,
         Side::Server,
-        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v3/7"),
+        &format!("umask 077; mkdir -p {ROOT}/v0/7 {ROOT}/v{ABI_VERSION}/7"),
     );
     gate(&topology, &["up", INTERFACE]);
     gate(&topology, &["hold", ENDPOINT]);
@@ -79,7 +81,7 @@ fn pins_of_another_namespace_are_nobodys_business() {
     let left = shell(
         &topology,
         Side::Server,
-        &format!("ls -d {ROOT}/v0/7 {ROOT}/v3/7"),
+        &format!("ls -d {ROOT}/v0/7 {ROOT}/v{ABI_VERSION}/7"),
     );
     assert_eq!(left.lines().count(), 2, "{left}");
 }

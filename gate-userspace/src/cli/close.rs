@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 use gate_common::state::{Closed, Mode, StateWord};
+use gate_userspace::allow::Cidr;
 use gate_userspace::error::Error;
 use gate_userspace::gates::{self, Target};
 use gate_userspace::pins::Pins;
 use gate_userspace::release::Replayer;
 use gate_userspace::tables::Tables;
-use gate_userspace::{clock, datapath, reach, report};
+use gate_userspace::{allow, clock, datapath, reach, report};
 
 use super::{Answer, lease};
 
@@ -23,13 +24,18 @@ pub struct Close {
     /// The lease, after which the gate opens by itself.
     #[arg(long = "for", value_name = "TIME", default_value = "15s", value_parser = lease)]
     lease: Duration,
+    /// Sources that pass all the same: 10.0.0.0/8, fd00::/8 or one address; can be given more than
+    /// once.
+    #[arg(long, value_name = "CIDR")]
+    allow: Vec<Cidr>,
 }
 
 /// Runs it.
 pub fn run(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     let lock = pins.lock()?;
     let endpoints = gates::meant(pins, &args.targets)?;
-    let notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    notes.extend(allow::warnings(&args.allow));
     let mut tables = Tables::open(pins)?;
     if mode == Closed::Hold {
         // Holding what can't be released would be worse than dropping it.
@@ -40,7 +46,7 @@ pub fn run(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     let word = StateWord::closed(mode, clock::after(now, args.lease));
     let closed = gates::find_or_make(pins, &lock, &mut tables, &args.targets, now)?;
     for gate in &closed {
-        tables.close(&lock, gate.id, word, now)?;
+        tables.close_but(&lock, gate.id, word, &args.allow, now)?;
     }
     let mode = Mode::from(mode);
     Ok(Answer::done(

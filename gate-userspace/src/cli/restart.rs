@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use gate_userspace::allow::Cidr;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::Target;
 use gate_userspace::health::{Check, Checker, Statuses};
@@ -49,6 +50,10 @@ pub struct Restart {
     /// The lease: the longest that connections are held [default: 15s, and --drain on top].
     #[arg(long, value_name = "TIME", value_parser = lease)]
     max_hold: Option<Duration>,
+    /// Sources that pass the closed gate, to try the backend before all others: 10.0.0.0/8, fd00::/8
+    /// or one address; can be given more than once.
+    #[arg(long, value_name = "CIDR")]
+    allow: Vec<Cidr>,
     /// The longest that the accept queue is waited for, before the command runs; 0s for not at all.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = lease_or_none)]
     quiesce: Duration,
@@ -136,6 +141,7 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
             }),
             on_failure: args.on_failure.into(),
         },
+        allow: args.allow,
         max_hold,
         command: args.command,
         reserve_stdout: json,

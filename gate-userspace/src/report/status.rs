@@ -40,12 +40,19 @@ pub fn status(status: Option<&Status>) -> String {
     rows.extend(status.gates.iter().map(row));
     text += "\n";
     text += &table(&rows);
-    let named: Vec<String> = status.gates.iter().filter_map(members).collect();
-    if !named.is_empty() {
-        text += "\n";
-        text += &named.concat();
+    let named = status.gates.iter().filter_map(members);
+    let allowed = status.gates.iter().filter_map(allowed);
+    let more: String = named.chain(allowed).collect();
+    match more.is_empty() {
+        true => text,
+        false => text + "\n" + &more,
     }
-    text
+}
+
+/// Who passes a closed gate.
+fn allowed(gate: &GateStatus) -> Option<String> {
+    let sources = list(&gate.allowed);
+    (!sources.is_empty()).then(|| format!("{}: open to {sources}\n", gate.gate))
 }
 
 /// What a name stands for.
@@ -161,6 +168,7 @@ pub fn status_json(status: Option<&Status>) -> Value {
                 "mode": gate.mode.name(),
                 "lease_over": gate.expired,
                 "lease_ms": gate.lease.map(millis),
+                "allowed": texts(&gate.allowed),
                 "held": gate.waiting.held,
                 "longest_wait_ms": millis(gate.waiting.longest),
                 "counters": counters,

@@ -16,6 +16,7 @@ use super::draining::{Drained, Draining};
 use super::machine::{Action, Event, Machine};
 use super::watch::{Health, LastFailure, Watch, effective_checks, healthy, must_listen, watch};
 use super::{AtEnd, Outcome, Phase, Plan};
+use crate::allow::{self, Cidr};
 use crate::clock;
 use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
@@ -51,6 +52,8 @@ pub struct Request {
     pub rise: u32,
     /// How it is done.
     pub plan: Plan,
+    /// Sources that pass the closed gate.
+    pub allow: Vec<Cidr>,
     /// The lease.
     pub max_hold: Duration,
     /// The command with its arguments.
@@ -400,6 +403,7 @@ fn close_locked(
     if !attached.is_empty() {
         notes.extend(reach::left_out()?);
     }
+    notes.extend(allow::warnings(&request.allow));
     let mut tables = Tables::open(pins)?;
     let passes = Checks::open(pins)?;
     let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
@@ -420,7 +424,10 @@ fn close_locked(
     }
     let closed_at = clock::now();
     let deadline = clock::after(closed_at, request.max_hold);
-    let word = StateWord::closed(Closed::Hold, deadline).with_checks();
+    let mut word = StateWord::closed(Closed::Hold, deadline).with_checks();
+    if !request.allow.is_empty() {
+        word = word.with_allows();
+    }
     let held: Vec<Held> = claims
         .into_iter()
         .map(|(gate, claim)| Held {
@@ -431,7 +438,7 @@ fn close_locked(
         .collect();
     let before = counts(&tables, &held)?;
     for held in &held {
-        tables.close(lock, held.gate.id, word, clock::now())?;
+        tables.close_but(lock, held.gate.id, word, &request.allow, clock::now())?;
     }
     Ok(Closing {
         notes,

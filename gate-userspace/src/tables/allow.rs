@@ -4,6 +4,7 @@ use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use gate_common::abi::{ALLOWED, AllowKey, MAX_ALLOWED};
 use gate_common::flow::GateId;
+use gate_common::state::{BootTime, StateWord};
 
 use super::{Tables, is_full};
 use crate::allow::{self, Cidr};
@@ -35,6 +36,26 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Closes a gate as [`close`](Self::close) does, but for these sources.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn close_but(
+        &mut self,
+        lock: &Lock,
+        gate: GateId,
+        word: StateWord,
+        sources: &[Cidr],
+        now: BootTime,
+    ) -> Result<()> {
+        self.set_allowed(lock, gate, sources)?;
+        let word = match sources.is_empty() {
+            true => word,
+            false => word.with_allows(),
+        };
+        self.close(lock, gate, word, now)
     }
 
     /// The sources that are allowed at a gate, in order.

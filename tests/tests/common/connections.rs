@@ -80,6 +80,11 @@ impl Dial {
         }
     }
 
+    /// For that long.
+    pub fn limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     fn connect(&self) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
         if self.mark != 0 {
