@@ -1,9 +1,11 @@
 //! Attaches the data path, and takes it away again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use gate_common::state::{Closed, Effective};
+use gate_common::flow::GateId;
+use gate_common::state::{Closed, Effective, StateWord};
 
 use crate::attach::{self, Attachment, By};
 use crate::clock;
@@ -15,7 +17,7 @@ use crate::interfaces::{self, Interface};
 use crate::object::Programs;
 use crate::pins::{self, Lock, Pins};
 use crate::reach;
-use crate::release::{Replayer, release};
+use crate::release::{Job, Pace, Release, Replayer, Step, release_at_once};
 use crate::tables::Tables;
 
 /// How [`up`] attaches.
@@ -367,20 +369,53 @@ pub fn program_id(pins: &Pins) -> Result<u32> {
     Ok(first.ok_or(Error::NotUp)?.program)
 }
 
-/// Releases what all gates hold; returns how many SYNs that were.
-fn release_all(pins: &Pins, lock: &Lock, tables: &mut Tables) -> Result<usize> {
+/// How long `gate down` waits for room in the listeners' accept queues.
+const DOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The gates that hold, with their words.
+fn holding(tables: &Tables) -> Result<BTreeMap<GateId, StateWord>> {
     let now = clock::now();
-    let mut holding = BTreeSet::new();
+    let mut holding = BTreeMap::new();
     for gate in tables.endpoints()?.into_values() {
-        if tables.state(gate)?.at(|| now) == Effective::Closed(Closed::Hold) {
-            holding.insert(gate);
+        let word = tables.state(gate)?;
+        if word.at(|| now) == Effective::Closed(Closed::Hold) {
+            holding.insert(gate, word);
         }
     }
-    if holding.is_empty() {
+    Ok(holding)
+}
+
+/// Releases what all gates hold, as their listeners take it; returns how many SYNs that were.
+fn release_all(pins: &Pins) -> Result<usize> {
+    let lock = pins.lock()?;
+    let mut tables = Tables::open(pins)?;
+    let gates = holding(&tables)?;
+    if gates.is_empty() {
+        return Ok(0);
+    }
+    let mut replayer = Replayer::load(pins, &lock)?;
+    drop(lock);
+    let mut release = Release::new(pins, Job::Open(gates), Pace::default());
+    let started = Instant::now();
+    loop {
+        match release.step(&mut tables, &mut replayer)? {
+            Step::Done(released) => return Ok(released.injected),
+            Step::Wait(pause) => std::thread::sleep(pause),
+        }
+        if started.elapsed() >= DOWN_PATIENCE {
+            release.hurry();
+        }
+    }
+}
+
+/// Releases what all gates hold still, at once; returns how many SYNs that were.
+fn release_rest(pins: &Pins, lock: &Lock, tables: &mut Tables) -> Result<usize> {
+    let gates = holding(tables)?;
+    if gates.is_empty() {
         return Ok(0);
     }
     let mut replayer = Replayer::load(pins, lock)?;
-    Ok(release(lock, tables, &mut replayer, &holding)?.injected)
+    Ok(release_at_once(pins, lock, tables, &mut replayer, gates)?.injected)
 }
 
 /// What [`down`] did.
@@ -407,8 +442,12 @@ pub fn down(pins: &Pins) -> Result<Option<Downed>> {
             ..Downed::default()
         }));
     }
+    // Whatever goes wrong here is met again below.
+    let released = release_all(pins).unwrap_or_default();
     let lock = pins.lock_or_create()?;
-    down_locked(pins, lock).map(Some)
+    let mut downed = down_locked(pins, lock)?;
+    downed.released += released;
+    Ok(Some(downed))
 }
 
 /// As [`down`], under the lock.
@@ -416,7 +455,7 @@ pub(crate) fn down_locked(pins: &Pins, lock: Lock) -> Result<Downed> {
     let mut downed = Downed::default();
     // Pins that this version can't read hold nothing that it could release; and whatever goes
     // wrong with a release, detaching opens every gate.
-    match Tables::open(pins).and_then(|mut tables| release_all(pins, &lock, &mut tables)) {
+    match Tables::open(pins).and_then(|mut tables| release_rest(pins, &lock, &mut tables)) {
         Ok(released) => downed.released = released,
         Err(Error::NotUp | Error::OtherAbi { .. }) => {}
         Err(error) => downed.failure = Some(error.to_string()),

@@ -259,7 +259,7 @@ impl Pins {
         Ok(Some(lock))
     }
 
-    fn locked(&self) -> Error {
+    pub(crate) fn locked(&self) -> Error {
         Error::Locked {
             path: self.root.clone(),
         }

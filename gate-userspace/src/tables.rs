@@ -153,6 +153,18 @@ impl Tables {
             .map_err(Error::call("bpf batch look-up in", "HELD"))
     }
 
+    /// The SYN that is held for a flow.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn held_for(&self, flow: &FlowKey) -> Result<Option<HeldSyn>> {
+        match self.held.get(flow, 0) {
+            Ok(syn) => Ok(Some(syn)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(Error::aya("look up in HELD")(error)),
+        }
+    }
+
     /// The attempts that were injected, or passed after a lease.
     ///
     /// # Errors
@@ -480,6 +492,24 @@ impl Tables {
             .collect();
         sys::delete_all(self.held.map().fd().as_fd(), &held)
             .map_err(Error::call("bpf batch delete in", "HELD"))
+    }
+
+    /// Forgets what is held for these flows, whose attempts were injected.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn forget_flows(&mut self, _lock: &Lock, flows: &[FlowKey]) -> Result<()> {
+        sys::delete_all(self.held.map().fd().as_fd(), flows)
+            .map_err(Error::call("bpf batch delete in", "HELD"))
+    }
+
+    /// Forgets that these attempts were injected. One that comes again is as good as new.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn forget_attempts(&mut self, _lock: &Lock, attempts: &[AttemptKey]) -> Result<()> {
+        sys::delete_all(self.released.map().fd().as_fd(), attempts)
+            .map_err(Error::call("bpf batch delete in", "RELEASED"))
     }
 
     fn forget_released(

@@ -30,15 +30,15 @@ fn ten_thousand_held_connections_are_all_released() {
     const COUNT: usize = 10_000;
     let topology = up();
     for (name, value) in [
-        ("net.core.somaxconn", "16384"),
-        ("net.ipv4.tcp_max_syn_backlog", "16384"),
+        ("net.core.somaxconn", "32768"),
+        ("net.ipv4.tcp_max_syn_backlog", "32768"),
         ("net.ipv4.tcp_syncookies", "0"),
     ] {
         topology.sysctl(Side::Server, name, value).unwrap();
     }
     let listener = listen(&topology, TARGET);
     // SAFETY: the call takes two integers, of which one is an open socket's descriptor.
-    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 16_384) }, 0);
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 32_768) }, 0);
     gate(&topology, &["hold", ENDPOINT, "--for", "60s"]);
     let clients = Clients::start(&topology, TARGET, COUNT, None);
     wait_until_held(&topology, ENDPOINT, COUNT);

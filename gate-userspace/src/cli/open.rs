@@ -1,6 +1,6 @@
 //! `gate open`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
@@ -8,7 +8,7 @@ use gate_common::state::{Effective, StateWord};
 use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::{self, Target};
 use gate_userspace::pins::Pins;
-use gate_userspace::release::{Replayer, release};
+use gate_userspace::release::{Job, Pace, Rate, Release, Replayer};
 use gate_userspace::tables::Tables;
 use gate_userspace::{clock, report};
 use serde_json::json;
@@ -27,6 +27,10 @@ pub struct Open {
     /// Open every gate.
     #[arg(long, conflicts_with = "targets")]
     all: bool,
+    /// Let in no more than that many of the held connections a second, as in 500/s; new ones queue
+    /// behind them [default: as fast as the listener accepts].
+    #[arg(long, value_name = "N/s")]
+    rate: Option<Rate>,
 }
 
 /// Runs it.
@@ -40,19 +44,19 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
         false => gates::find(pins, &tables, &args.targets)?,
     };
     let now = clock::now();
-    let mut to_open = BTreeSet::new();
+    let mut to_open = BTreeMap::new();
     let mut over: Option<Error> = None;
     for gate in &known {
         let word = tables.state(gate.id)?;
         match word.at(|| now) {
             Effective::Open => {}
             Effective::Closed(_) => {
-                to_open.insert(gate.id);
+                to_open.insert(gate.id, word);
             }
             Effective::Expired => {
                 let ago = clock::between(word.deadline(), now);
                 if ago < RETRANSMISSION {
-                    to_open.insert(gate.id);
+                    to_open.insert(gate.id, word);
                 } else {
                     tables.discard(&lock, &BTreeSet::from([gate.id]))?;
                     tables.set_state(&lock, gate.id, StateWord::OPEN, now)?;
@@ -72,11 +76,24 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
         }
     };
     let (text, released) = match to_open.is_empty() {
-        true if shown.is_empty() => ("no gate was closed\n".to_owned(), None),
-        true if over.is_some() => (String::new(), None),
-        true => (report::already_open(&shown), None),
+        true => {
+            drop(lock);
+            let text = match (shown.is_empty(), &over) {
+                (true, _) => "no gate was closed\n".to_owned(),
+                (false, Some(_)) => String::new(),
+                (false, None) => report::already_open(&shown),
+            };
+            (text, None)
+        }
         false => {
-            let released = release(&lock, &mut tables, &mut replayer, &to_open)?;
+            // It may take seconds, and takes the lock when it needs it.
+            drop(lock);
+            let pace = Pace {
+                rate: args.rate,
+                ..Pace::default()
+            };
+            let release = Release::new(pins, Job::Open(to_open), pace);
+            let released = release.run(&mut tables, &mut replayer)?;
             let text = match over.is_some() && released.injected == 0 {
                 true => String::new(),
                 false => report::opened(&shown, &released),
@@ -84,7 +101,11 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
             (text, Some(released))
         }
     };
-    tables.settle(&lock, clock::now())?;
+    match pins.lock() {
+        // A `gate down` was first.
+        Err(Error::NotUp) => {}
+        lock => tables.settle(&lock?, clock::now())?,
+    }
     let mut fields = report::released_json(&released.unwrap_or_default());
     fields["gates"] = json!(shown);
     fields["already"] = json!(released.is_none() && over.is_none());

@@ -10,6 +10,7 @@ use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::Target;
 use gate_userspace::health::{Check, Checker, Statuses};
 use gate_userspace::pins::Pins;
+use gate_userspace::release::Rate;
 use gate_userspace::report;
 use gate_userspace::restart::{self, Drain, Plan, driver};
 
@@ -67,6 +68,10 @@ pub struct Restart {
     /// What becomes of the connections that are left when the drain is over.
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Leave, requires = "drain")]
     then: Then,
+    /// Let in no more than that many of the held connections a second, as in 500/s; new ones queue
+    /// behind them [default: as fast as the listener accepts].
+    #[arg(long, value_name = "N/s")]
+    rate: Option<Rate>,
     /// What becomes of the gate when the command fails or the backend does not get healthy.
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnFailure::Open)]
     on_failure: OnFailure,
@@ -143,6 +148,7 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         },
         allow: args.allow,
         max_hold,
+        rate: args.rate,
         command: args.command,
         reserve_stdout: json,
     };

@@ -37,6 +37,13 @@ pub(super) fn released_text(released: &Released) -> String {
             released.gone
         );
     }
+    if released.left > 0 {
+        text += &format!(
+            "; {} left to their clients, which send again: the listener took no more, or another \
+             command changed the gate",
+            released.left
+        );
+    }
     text
 }
 
@@ -47,6 +54,7 @@ pub fn released_json(released: &Released) -> Value {
         "released": released.injected,
         "damaged": released.damaged,
         "interface_gone": released.gone,
+        "left": released.left,
         "longest_wait_ms": millis(released.longest_wait),
     })
 }

@@ -1,6 +1,5 @@
 //! Drives a restart: closes the gate, runs the command, checks, opens.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +24,7 @@ use crate::gates::{self, Gate, Target};
 use crate::health::{Check, Checker};
 use crate::pins::{Lock, Pins, RestartLock};
 use crate::reach;
-use crate::release::{Released, Replayer, release};
+use crate::release::{Job, Pace, Rate, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::sockets;
 use crate::status::{Waiting, waiting};
@@ -56,6 +55,8 @@ pub struct Request {
     pub allow: Vec<Cidr>,
     /// The lease.
     pub max_hold: Duration,
+    /// The most held connections that are let in a second.
+    pub rate: Option<Rate>,
     /// The command with its arguments.
     pub command: Vec<OsString>,
     /// Whether stdout is kept for gate's own output, so that the command's goes to stderr.
@@ -246,7 +247,15 @@ async fn drive(
                     match spawn(&program, &request) {
                         Ok(spawned) => child = Some(spawned),
                         Err(error) => {
-                            open(pins, &mut tables, &mut replayer, &held, deadline).await;
+                            open(
+                                pins,
+                                &mut tables,
+                                &mut replayer,
+                                &held,
+                                Pace::default(),
+                                &mut signals,
+                            )
+                            .await;
                             return Err(error);
                         }
                     }
@@ -263,7 +272,15 @@ async fn drive(
                     }));
                 }
                 Action::Open => {
-                    opened = open(pins, &mut tables, &mut replayer, &held, deadline).await;
+                    let pace = Pace {
+                        rate: request.rate,
+                        awaited: match machine.outcome() {
+                            Some(Outcome::Healthy) => listening.clone(),
+                            _ => Vec::new(),
+                        },
+                    };
+                    opened =
+                        open(pins, &mut tables, &mut replayer, &held, pace, &mut signals).await;
                 }
                 Action::Flush => {
                     let flushed = draining.as_mut().map_or(Ok(()), Draining::flush_all);
@@ -466,59 +483,52 @@ struct Opened {
 }
 
 /// Opens the gates that are still as this restart closed them. Tries for as long as the lease
-/// runs, and for at least a second; after that the gates are open anyway.
+/// runs, and for some seconds at least; after that the gates are open anyway. A signal opens at once.
 async fn open(
     pins: &Pins,
     tables: &mut Tables,
     replayer: &mut Replayer,
     held: &[Held],
-    deadline: BootTime,
+    pace: Pace,
+    signals: &mut Signals,
 ) -> Opened {
-    let until = deadline.max(clock::after(clock::now(), Duration::from_secs(1)));
+    let words = held.iter().map(|held| (held.gate.id, held.word)).collect();
+    let mut release = Release::new(pins, Job::Open(words), pace);
     let mut opened = Opened::default();
     loop {
-        let result = match pins.try_lock() {
-            Ok(Some(lock)) => open_locked(pins, &lock, tables, replayer, held, &mut opened),
-            Ok(None) if clock::now() < until => {
-                sleep(POLL).await;
-                continue;
+        match release.step(tables, replayer) {
+            Ok(Step::Wait(pause)) => tokio::select! {
+                biased;
+                _ = signals.next() => release.hurry(),
+                () = rest(pause) => {}
+            },
+            Ok(Step::Done(released)) => {
+                opened.released = released;
+                break;
             }
-            Ok(None) => pins.lock().map(drop),
-            Err(Error::NotUp) => {
-                // A `gate down` opened them.
-                opened.taken_over = held.iter().map(|held| held.gate.clone()).collect();
-                Ok(())
+            Err(error) => {
+                opened.failure = Some(error);
+                break;
             }
-            Err(error) => Err(error),
-        };
-        opened.failure = result.err();
-        opened.at = match opened.released.opened_at {
-            BootTime(0) => clock::now(),
-            at => at,
-        };
-        return opened;
-    }
-}
-
-fn open_locked(
-    pins: &Pins,
-    lock: &Lock,
-    tables: &mut Tables,
-    replayer: &mut Replayer,
-    held: &[Held],
-    opened: &mut Opened,
-) -> Result<()> {
-    let current = tables.are_current(pins);
-    let mut gates = BTreeSet::new();
-    for held in held {
-        if current && tables.state(held.gate.id)?.guarded(false) == held.word {
-            gates.insert(held.gate.id);
-        } else {
-            opened.taken_over.push(held.gate.clone());
         }
     }
-    opened.released = release(lock, tables, replayer, &gates)?;
-    Ok(())
+    let taken_over = release.taken_over();
+    let is_taken = |held: &&Held| taken_over.contains(&held.gate.id);
+    let taken = held.iter().filter(is_taken);
+    opened.taken_over = taken.map(|held| held.gate.clone()).collect();
+    opened.at = match opened.released.opened_at {
+        BootTime(0) => clock::now(),
+        at => at,
+    };
+    opened
+}
+
+/// Sleeps; also where there is no time to, whatever has come is seen.
+async fn rest(pause: Duration) {
+    match pause.is_zero() {
+        true => tokio::task::yield_now().await,
+        false => sleep(pause).await,
+    }
 }
 
 /// Lets the gates that are still as this restart closed them reject new connections. What they held
@@ -529,7 +539,7 @@ fn reject(pins: &Pins, tables: &mut Tables, held: &[Held], until: BootTime) -> O
     let rejected = pins.lock().and_then(|lock| {
         let current = tables.are_current(pins);
         for held in held {
-            if current && tables.state(held.gate.id)? == held.word {
+            if current && tables.state(held.gate.id)?.guarded(false) == held.word {
                 tables.close(&lock, held.gate.id, word, clock::now())?;
             } else {
                 opened.taken_over.push(held.gate.clone());
