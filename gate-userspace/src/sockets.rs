@@ -1,11 +1,13 @@
 //! TCP sockets of this network namespace, by sock_diag: who listens, what waits, who is connected.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, Timer};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer,
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::endpoint::Endpoint;
@@ -49,8 +51,46 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
     look(endpoints, &(StateFlags::LISTEN | StateFlags::SYN_RECV))
 }
 
+/// Where sockets listen on an endpoint's port, but not for the endpoint.
+///
+/// # Errors
+/// The kernel's.
+pub fn listeners_elsewhere(endpoint: Endpoint) -> io::Result<Vec<SocketAddr>> {
+    let mut elsewhere = Vec::new();
+    visit(&StateFlags::LISTEN, |socket| {
+        let id = &socket.socket_id;
+        let (address, port) = (id.source_address, id.source_port);
+        if port == endpoint.port && !covers(endpoint, address, port) {
+            elsewhere.push(SocketAddr::new(address.to_canonical(), port));
+        }
+    })?;
+    elsewhere.sort_unstable();
+    elsewhere.dedup();
+    Ok(elsewhere)
+}
+
 fn look(endpoints: &[Endpoint], states: &StateFlags) -> io::Result<Pending> {
     let mut pending = Pending::default();
+    visit(states, |socket| {
+        let id = &socket.socket_id;
+        let matches = endpoints
+            .iter()
+            .any(|endpoint| covers(*endpoint, id.source_address, id.source_port));
+        if !matches {
+            return;
+        }
+        if socket.state == TCP_LISTEN {
+            pending.listeners += 1;
+            pending.queued += socket.recv_queue;
+        } else if !matches!(socket.timer, Some(Timer::Retransmit(_, 1..))) {
+            pending.half_open += 1;
+        }
+    })?;
+    Ok(pending)
+}
+
+/// Shows all sockets that are in these states.
+fn visit(states: &StateFlags, mut each: impl FnMut(&InetResponseHeader)) -> io::Result<()> {
     // A v4 client of a dual-stack listener shows under AF_INET6, so both are asked for.
     for family in [AF_INET, AF_INET6] {
         let request = SockDiagMessage::InetRequest(InetRequest {
@@ -64,26 +104,12 @@ fn look(endpoints: &[Endpoint], states: &StateFlags) -> io::Result<Pending> {
             },
         });
         for answer in netlink::dump(NETLINK_SOCK_DIAG, request)? {
-            let SockDiagMessage::InetResponse(socket) = answer else {
-                continue;
-            };
-            let header = socket.header;
-            let id = &header.socket_id;
-            let matches = endpoints
-                .iter()
-                .any(|endpoint| covers(*endpoint, id.source_address, id.source_port));
-            if !matches {
-                continue;
-            }
-            if header.state == TCP_LISTEN {
-                pending.listeners += 1;
-                pending.queued += header.recv_queue;
-            } else if !matches!(header.timer, Some(Timer::Retransmit(_, 1..))) {
-                pending.half_open += 1;
+            if let SockDiagMessage::InetResponse(socket) = answer {
+                each(&socket.header);
             }
         }
     }
-    Ok(pending)
+    Ok(())
 }
 
 /// Whether a socket bound to `address` and `port` gets connections to `endpoint`.

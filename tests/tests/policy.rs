@@ -203,6 +203,28 @@ fn a_backend_that_flaps_is_healthy_when_it_has_passed_often_enough() {
     assert_eq!(count.trim(), "7");
 }
 
+#[test]
+fn a_backend_that_listens_on_another_address_is_told() {
+    let topology = up();
+    let _listener = listen(&topology, "127.0.0.1:8080".parse().unwrap());
+    let output = restart(&topology, &["--max-hold", "200ms"], &["true"]);
+    assert_eq!(output.code(), 124, "{output}");
+    assert_complaint(
+        &output,
+        &["nothing listens on 10.0.0.5:8080, but on 127.0.0.1:8080"],
+    );
+}
+
+#[test]
+fn a_backend_that_listens_but_fails_its_check_is_told() {
+    let (topology, _service) = up_with_service();
+    let options = ["--max-hold", "300ms", "--check-status", "404"];
+    let check = ["--check", "http://10.0.0.5:8080/"];
+    let output = restart(&topology, &[&options[..], &check].concat(), &["true"]);
+    assert_eq!(output.code(), 124, "{output}");
+    assert_complaint(&output, &["http://10.0.0.5:8080/", "200"]);
+}
+
 // ---- Bad input ----
 
 #[test]

@@ -94,7 +94,7 @@ impl Health {
             if sockets::listeners(*endpoint).is_ok_and(|listeners| listeners == 0)
                 && !is_published(*endpoint, &self.listening, &self.checker).await
             {
-                return Err((format!("nothing listens on {endpoint}"), POLL));
+                return Err((nothing_listens(*endpoint), POLL));
             }
         }
         for check in &self.checks {
@@ -107,6 +107,19 @@ impl Health {
             }
         }
         Ok(())
+    }
+}
+
+/// What is missing, and what may have been meant.
+fn nothing_listens(endpoint: Endpoint) -> String {
+    let elsewhere = sockets::listeners_elsewhere(endpoint).unwrap_or_default();
+    let elsewhere: Vec<String> = elsewhere.iter().map(ToString::to_string).collect();
+    match elsewhere.is_empty() {
+        true => format!("nothing listens on {endpoint}"),
+        false => format!(
+            "nothing listens on {endpoint}, but on {}",
+            elsewhere.join(", ")
+        ),
     }
 }
 
