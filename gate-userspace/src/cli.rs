@@ -15,6 +15,8 @@ use crate::log;
 
 mod close;
 mod define;
+mod drain;
+mod flush;
 mod open;
 mod restart;
 mod up;
@@ -68,6 +70,10 @@ enum Command {
     Reject(close::Close),
     /// Open gates and release what they hold, oldest first.
     Open(open::Open),
+    /// Wait until the established connections are gone, and tell who is still connected.
+    Drain(drain::Drain),
+    /// Reset established connections, so that their owners reconnect.
+    Flush(flush::Flush),
     /// Show the attachments, the gates, and what they hold.
     Status,
     /// Hold new connections, run a command, wait until the backend is healthy, release.
@@ -96,6 +102,15 @@ fn lease_or_none(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Ok(Duration::ZERO),
         _ => lease(text),
     }
+}
+
+/// Runs a command that waits, on this thread.
+fn on_runtime<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the tokio runtime")?;
+    Ok(runtime.block_on(work))
 }
 
 /// What a command answers: lines for people, fields for machines, and the exit code.
@@ -156,9 +171,13 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 impl Command {
     fn run(self, json: bool) -> anyhow::Result<Answer> {
-        if matches!(self, Self::Doctor) {
+        match &self {
             // Without rights it says which are missing.
-            return Ok(doctor()?);
+            Self::Doctor => return Ok(doctor()?),
+            // For an endpoint these need neither BPF nor its file system.
+            Self::Drain(args) => return drain::run(args, json),
+            Self::Flush(args) => return flush::run(args, json),
+            _ => {}
         }
         rights::check()?;
         let pins = Pins::here()?;
@@ -177,6 +196,8 @@ impl Command {
             Self::Drop(args) => close::run(&pins, &args, Closed::Drop)?,
             Self::Reject(args) => close::run(&pins, &args, Closed::Reject)?,
             Self::Open(args) => open::run(&pins, &args)?,
+            Self::Drain(args) => drain::run(&args, json)?,
+            Self::Flush(args) => flush::run(&args, json)?,
             Self::Status => {
                 let status = status::read(&pins)?;
                 Answer::done(

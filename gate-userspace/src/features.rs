@@ -38,6 +38,8 @@ pub enum Probe {
     Clsact,
     /// A query of the listening TCP sockets.
     SockDiag,
+    /// A request to destroy a TCP socket that can't be.
+    SockDestroy,
     /// A raw IP socket.
     RawSocket,
     /// A query of `membarrier(2)`.
@@ -79,7 +81,7 @@ pub struct Feature {
 
 /// All of them: those that are required first, of these `bpf(2)` itself and then the newest, so that
 /// the first that is missing tells how new a kernel it takes.
-pub const FEATURES: [Feature; 19] = [
+pub const FEATURES: [Feature; 20] = [
     required(Probe::Bpf, "bpf", "the bpf(2) call", "3.18"),
     required(Probe::XdpLink, "xdp-link", "XDP links", "5.9"),
     required(
@@ -134,6 +136,13 @@ pub const FEATURES: [Feature; 19] = [
             "`gate restart` can't see the accept queue and the listener, and goes by the checks \
              alone",
         ),
+    },
+    Feature {
+        probe: Probe::SockDestroy,
+        id: "sock-destroy",
+        name: "destroying of TCP sockets",
+        since: "4.5",
+        need: Need::Wanted("`gate flush` can't reset connections"),
     },
     Feature {
         probe: Probe::RawSocket,
@@ -246,7 +255,7 @@ impl State {
             ) => Self::Absent,
             // No such qdisc, filter or socket family.
             (
-                Probe::Clsact | Probe::SockDiag | Probe::RawSocket,
+                Probe::Clsact | Probe::SockDiag | Probe::SockDestroy | Probe::RawSocket,
                 libc::ENOENT | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP,
             ) => Self::Absent,
             _ => Self::Unknown(errno),

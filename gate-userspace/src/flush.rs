@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 use crate::features;
 use crate::sockets::{Connection, Destroyer, Found, Socket, State, can_destroy};
 
+pub mod driver;
+
 /// Sockets destroyed by one [`Flush::step`], at about 10 µs each.
 const STEP: usize = 256;
 
@@ -224,13 +226,16 @@ pub fn all(endpoints: &[Endpoint]) -> Result<Flushed> {
 /// What is to be flushed, the longest idle first, and how many are too busy.
 fn select(found: Found, options: Options) -> (Vec<Connection>, usize) {
     let mut chosen = found.connections;
-    let all = chosen.len();
-    if let Some(time) = options.idle {
-        chosen.retain(|connection| connection.is_idle_for(time));
-    } else if options.connecting {
-        chosen.extend(found.connecting);
+    let mut busy = 0;
+    match options.idle {
+        Some(time) => {
+            let all = chosen.len();
+            chosen.retain(|connection| connection.is_idle_for(time));
+            busy = all - chosen.len();
+        }
+        None if options.connecting => chosen.extend(found.connecting),
+        None => {}
     }
-    let busy = all.saturating_sub(chosen.len());
     chosen.sort_by_key(|connection| std::cmp::Reverse(connection.idle()));
     (chosen, busy)
 }

@@ -25,6 +25,20 @@ pub fn check() -> Result<()> {
     })
 }
 
+/// Checks that this process has `CAP_NET_ADMIN`, which is all that resetting connections takes.
+///
+/// # Errors
+/// [`Error::Rights`].
+pub fn check_net_admin() -> Result<()> {
+    let (bit, name) = CAP_NET_ADMIN;
+    match own()? & 1 << bit {
+        0 => Err(Error::Rights {
+            missing: name.to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// What this process lacks: it must be root, who must own the pin folder, with the effective
 /// capabilities `CAP_BPF` and `CAP_PERFMON` (or `CAP_SYS_ADMIN`, which includes both), without
 /// which the verifier refuses the programs, and `CAP_NET_ADMIN`.

@@ -4,15 +4,14 @@
 mod common;
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    CHANGES, ENDPOINT, LIMIT, ROOT, VERBS, assert_refusal, attached, exists, gate, json, refused,
-    snapshot, status, up, with_gate,
+    CHANGES, ENDPOINT, LIMIT, ROOT, VERBS, assert_refusal, attached, exists, gate, json,
+    public_gate, refused, snapshot, status, up,
 };
 use gate_tests::exe;
-use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology};
+use gate_tests::topology::{INTERFACE, Output, Side, Topology};
 
 // ---- The command line ----
 
@@ -120,14 +119,6 @@ fn help_and_version_exit_with_0_and_name_what_there_is() {
 }
 
 // ---- Rights, bpffs, and what is not up ----
-
-/// Makes the binary reachable for every user: the build's folder need not be.
-fn public_gate(topology: &Topology) -> PathBuf {
-    let path = Path::new(SCRATCH).join("gate");
-    let line = format!("touch {0} && mount --bind \"$0\" {0}", path.display());
-    with_gate(topology, &line).ok().unwrap();
-    path
-}
 
 /// Runs `gate` as root without this capability, or `all`.
 fn without(topology: &Topology, capability: &str, args: &[&str]) -> Output {

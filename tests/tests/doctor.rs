@@ -5,16 +5,15 @@ mod common;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 use aya::programs::{Program, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::{XDP_FLAGS_SKB_MODE, bpf_cmd};
-use common::{LIMIT, assert_refusal, gate, refused, shell, snapshot, up};
+use common::{LIMIT, assert_refusal, gate, public_gate, refused, shell, snapshot, up};
 use gate_common::abi::Direction;
 use gate_tests::exe;
-use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology};
+use gate_tests::topology::{INTERFACE, Output, Side, Topology};
 use gate_userspace::attach::NO_TCX;
 use gate_userspace::sys::probes;
 use gate_userspace::{features, filters, interfaces, object, sys};
@@ -228,18 +227,6 @@ fn help_tells_of_it() {
 }
 
 // ---- What is missing: rights, bpffs ----
-
-/// Makes the binary reachable for every user: the build's folder need not be.
-fn public_gate(topology: &Topology) -> String {
-    let path = Path::new(SCRATCH).join("gate");
-    let line = format!(
-        "touch {0} && mount --bind {1} {0}",
-        path.display(),
-        exe::gate().unwrap().display()
-    );
-    shell(topology, Side::Server, &line);
-    path.display().to_string()
-}
 
 #[test]
 fn without_rights_it_says_which_are_missing() {

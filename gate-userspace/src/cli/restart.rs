@@ -82,7 +82,7 @@ pub struct Restart {
 
 /// What becomes of connections that are left.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Then {
+pub enum Then {
     /// They end as the backend ends them
     Leave,
     /// They are reset

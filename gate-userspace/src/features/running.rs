@@ -52,6 +52,7 @@ pub fn ask(probe: Probe) -> Answer {
             };
             sockets::listeners(any).map(|_| true)
         }
+        Probe::SockDestroy => sockets::can_destroy(),
         Probe::RawSocket => {
             let raw = Some(Protocol::from(libc::IPPROTO_RAW));
             Socket::new(Domain::IPV4, Type::RAW, raw).map(|_| true)

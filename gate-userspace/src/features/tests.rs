@@ -14,6 +14,7 @@ fn linux_4_19(probe: Probe) -> Answer {
         Probe::FibLookup
         | Probe::Clsact
         | Probe::SockDiag
+        | Probe::SockDestroy
         | Probe::RawSocket
         | Probe::Barrier
         | Probe::Jit => Ok(true),

@@ -37,11 +37,20 @@ impl Stderr {
         Self { style, live: false }
     }
 
-    fn line(&mut self, text: &str) {
+    pub(super) fn line(&mut self, text: &str) {
         self.clear();
         if self.style != Style::Silent {
             // A closed stderr is no reason to stop a restart.
             let _unseen = writeln!(io::stderr(), "gate: {text}");
+        }
+    }
+
+    /// Shows the live line anew, on a terminal.
+    pub(super) fn show(&mut self, text: &str) {
+        if self.style == Style::Live {
+            self.live = true;
+            // The cursor goes back, so that what a command prints overwrites the line.
+            let _unseen = write!(io::stderr(), "\r\x1b[2K  {text}\r");
         }
     }
 
@@ -101,7 +110,6 @@ impl Progress for Stderr {
     }
 
     fn moment(&mut self, moment: &Moment) {
-        self.live = true;
         let health = match (moment.phase, &moment.health) {
             (Phase::Quiesce, _) => "emptying the accept queue",
             (Phase::Drain, _) => "waiting for connections to end",
@@ -109,14 +117,12 @@ impl Progress for Stderr {
             (Phase::Health, Some(failure)) => failure,
             (Phase::Health, None) => "checking",
         };
-        // The cursor goes back, so that what the command prints overwrites the line.
-        let _unseen = write!(
-            io::stderr(),
-            "\r\x1b[2K  {:>5.1} s   held {}   longest wait {}   {health}\r",
+        self.show(&format!(
+            "{:>5.1} s   held {}   longest wait {}   {health}",
             moment.elapsed.as_secs_f64(),
             moment.waiting.held,
             span(moment.waiting.longest),
-        );
+        ));
     }
 
     fn note(&mut self, text: &str) {

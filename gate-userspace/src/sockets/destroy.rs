@@ -1,4 +1,4 @@
-//! Looks at a socket again, and destroys it (`SOCK_DESTROY`, Linux 4.9).
+//! Looks at a socket again, and destroys it (`SOCK_DESTROY`, Linux 4.5).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,6 +9,7 @@ use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::socket::{Name, Socket};
+use crate::endpoint::Endpoint;
 use crate::netlink::Channel;
 
 /// Looks at sockets and destroys them, in the network namespace in which it was made.
@@ -65,8 +66,13 @@ impl Destroyer {
 /// be, it looks for it or doesn't know the request.
 ///
 /// # Errors
-/// The kernel's, where it tells neither.
+/// The kernel's, where it tells neither, and where it has no sock_diag for TCP.
 pub fn can_destroy() -> io::Result<bool> {
+    // Without sock_diag the answer would be ENOENT, too.
+    super::listeners(Endpoint {
+        address: None,
+        port: 1,
+    })?;
     let nowhere = Name {
         family: AF_INET,
         id: SocketId {

@@ -3,9 +3,11 @@
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use gate_tests::topology::{Place, Topology};
+use gate_tests::topology::{INTERFACE, Place, Side, Topology};
+use gate_userspace::drain;
+use gate_userspace::endpoint::Endpoint;
 
-use super::LIMIT;
+use super::{Dial, Dialling, LIMIT, dial, shell, wait_until};
 
 /// Both ends of a connection.
 pub struct Connected {
@@ -21,17 +23,11 @@ pub fn connect(
     target: SocketAddr,
     listener: &TcpListener,
 ) -> Connected {
-    let client = topology
-        .run(from, || Ok(TcpStream::connect_timeout(&target, LIMIT)?))
-        .unwrap();
-    let (backend, _) = listener.accept().unwrap();
-    for end in [&client, &backend] {
-        end.set_read_timeout(Some(LIMIT)).unwrap();
-    }
-    Connected { client, backend }
+    let mut one = connect_many(topology, from, target, listener, 1);
+    one.pop().unwrap()
 }
 
-/// As [`connect`], many times.
+/// As [`connect`], many times, one after the other.
 #[track_caller]
 pub fn connect_many(
     topology: &Topology,
@@ -40,10 +36,17 @@ pub fn connect_many(
     listener: &TcpListener,
     count: usize,
 ) -> Vec<Connected> {
-    let from = from.into();
-    (0..count)
-        .map(|_| connect(topology, from.clone(), target, listener))
-        .collect()
+    let one = |_| {
+        let client = TcpStream::connect_timeout(&target, LIMIT)?;
+        let (backend, _) = listener.accept()?;
+        for end in [&client, &backend] {
+            end.set_read_timeout(Some(LIMIT))?;
+        }
+        Ok(Connected { client, backend })
+    };
+    topology
+        .run(from, || (0..count).map(one).collect())
+        .unwrap()
 }
 
 /// The error that an end reads; none when it reads a byte or the end.
@@ -63,4 +66,35 @@ pub fn is_alive(connected: &Connected) -> bool {
         end.set_nonblocking(false).unwrap();
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     })
+}
+
+/// Starts a client whose request stays half open: the server's answers go to another station, until
+/// [`let_half_open_through`].
+#[track_caller]
+pub fn half_open(topology: &Topology, target: SocketAddr) -> Dialling {
+    neighbour(topology, [2, 0, 0, 0, 0, 0x99]);
+    let client = dial(topology, Side::Client, Dial::to(target));
+    let endpoint: [Endpoint; 1] = [target.to_string().parse().unwrap()];
+    wait_until("the request is half open", || {
+        let look = || Ok(drain::connections(&endpoint)?.half_open);
+        topology.run(Side::Server, look).unwrap() == 1
+    });
+    client
+}
+
+/// Lets the answers reach the client.
+#[track_caller]
+pub fn let_half_open_through(topology: &Topology) {
+    neighbour(topology, Side::Client.mac());
+}
+
+#[track_caller]
+fn neighbour(topology: &Topology, mac: [u8; 6]) {
+    let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = format!(
+        "ip neigh replace {} lladdr {} dev {INTERFACE} nud permanent",
+        Side::Client.v4(),
+        mac.join(":")
+    );
+    shell(topology, Side::Server, &line);
 }

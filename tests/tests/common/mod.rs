@@ -8,8 +8,9 @@
 )]
 
 mod attached;
-pub mod connected;
+mod connected;
 mod connections;
+mod refusing;
 mod restarts;
 mod tc;
 mod verbs;
@@ -29,7 +30,9 @@ use gate_userspace::pins::Pins;
 use gate_userspace::status::{self, GateStatus, Status};
 
 pub use attached::*;
+pub use connected::*;
 pub use connections::*;
+pub use refusing::*;
 pub use restarts::*;
 pub use tc::*;
 pub use verbs::*;

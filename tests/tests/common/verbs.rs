@@ -1,10 +1,10 @@
 //! What `gate` can be told, and what it answers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gate_tests::exe;
-use gate_tests::topology::{INTERFACE, Output, Side, Topology};
+use gate_tests::topology::{INTERFACE, Output, SCRATCH, Side, Topology};
 use serde_json::Value;
 
 use super::{ENDPOINT, LIMIT};
@@ -53,4 +53,12 @@ pub fn exists(topology: &Topology, path: &str) -> bool {
     topology
         .run(Side::Server, || Ok(Path::new(path).exists()))
         .unwrap()
+}
+
+/// Makes the binary reachable for every user: the build's folder need not be.
+pub fn public_gate(topology: &Topology) -> PathBuf {
+    let path = Path::new(SCRATCH).join("gate");
+    let line = format!("touch {0} && mount --bind \"$0\" {0}", path.display());
+    with_gate(topology, &line).ok().unwrap();
+    path
 }

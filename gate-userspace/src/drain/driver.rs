@@ -1,0 +1,147 @@
+//! Drives a drain: looks, waits, and resets what is left where that is asked for.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Event, Machine, Outcome, Phase, Watch};
+use crate::clock;
+use crate::endpoint::Endpoint;
+use crate::error::Result;
+use crate::flush::{self, Flushed};
+use crate::signals::Signals;
+use crate::sockets::{Connection, Found};
+
+/// Between two updates of the live line.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// A drain as it was asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// How long it waits.
+    pub timeout: Duration,
+    /// Whether the connections that are left then are reset.
+    pub flush: bool,
+    /// What the operator should know while it waits.
+    pub notes: Vec<String>,
+}
+
+/// One moment of a drain, for the live line.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Since it began.
+    pub elapsed: Duration,
+    /// Connections.
+    pub connections: usize,
+    /// How long the one that is idle for the longest time is.
+    pub oldest: Option<Duration>,
+    /// What it waits for.
+    pub phase: Phase,
+}
+
+/// Told of what goes on.
+pub trait Progress {
+    /// It begins to wait for that many connections, one at least.
+    fn draining(&mut self, connections: usize, request: &Request);
+    /// Some time has passed.
+    fn drain_moment(&mut self, moment: Moment);
+}
+
+/// How a drain went.
+#[derive(Clone, Debug)]
+pub struct Drained {
+    /// How the waiting ended.
+    pub outcome: Outcome,
+    /// Connections that were there when it began.
+    pub before: usize,
+    /// How long it waited.
+    pub waited: Duration,
+    /// What was there by the last look.
+    pub left: Found,
+    /// What was reset then.
+    pub flushed: Option<Flushed>,
+}
+
+/// Runs a drain to its end.
+///
+/// # Errors
+/// The kernel's, and those of [`flush::all`].
+pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drained> {
+    let mut signals = Signals::new()?;
+    let mut watch = Watch::new(&request.endpoints)?;
+    let start = clock::now();
+    let mut machine = Machine::new(start, request.timeout);
+    let mut before = None;
+    let mut left;
+    let mut shown = None;
+    let outcome = loop {
+        let began = clock::now();
+        left = watch.look()?;
+        let now = clock::now();
+        let connections = left.connections.len();
+        machine.on(
+            Event::Looked {
+                connections,
+                half_open: left.half_open,
+                took: clock::between(began, now),
+            },
+            now,
+        );
+        if before.is_none() {
+            before = Some(connections);
+            if connections > 0 {
+                progress.draining(connections, request);
+            }
+        }
+        if shown.is_none_or(|shown| clock::between(shown, now) >= REFRESH) {
+            shown = Some(now);
+            progress.drain_moment(moment(&machine, &left, clock::between(start, now)));
+        }
+        let pause = clock::between(now, machine.next_look());
+        if machine.outcome().is_none() {
+            tokio::select! {
+                biased;
+                signal = signals.next() => machine.on(Event::Signal(signal), clock::now()),
+                () = sleep(pause) => {}
+            }
+        }
+        if let Some(outcome) = machine.outcome() {
+            break outcome;
+        }
+    };
+    let waited = clock::between(start, clock::now());
+    let flushed = match outcome {
+        Outcome::Remaining if request.flush => Some(flush::all(&request.endpoints)?),
+        Outcome::Remaining | Outcome::Drained | Outcome::Interrupted(_) => None,
+    };
+    Ok(Drained {
+        outcome,
+        before: before.unwrap_or_default(),
+        waited,
+        left,
+        flushed,
+    })
+}
+
+fn moment(machine: &Machine, found: &Found, elapsed: Duration) -> Moment {
+    let idle = found.connections.iter().filter_map(Connection::idle);
+    Moment {
+        elapsed,
+        connections: found.connections.len(),
+        oldest: idle.max(),
+        phase: machine.phase(),
+    }
+}
+
+impl Drained {
+    /// The exit code that goes with it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match (self.outcome, self.flushed) {
+            (Outcome::Remaining, Some(_)) => Outcome::Drained.exit_code(),
+            (outcome, _) => outcome.exit_code(),
+        }
+    }
+}
