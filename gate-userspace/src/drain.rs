@@ -297,6 +297,34 @@ mod tests {
         BootTime((5_000 + ms) * 1_000_000)
     }
 
+    #[test]
+    fn what_a_gate_may_hold_goes_on_waiting() {
+        let until = |ms| StateWord::closed(Closed::Hold, at(ms));
+        let dropping = StateWord::closed(Closed::Drop, at(10));
+        for (words, may_hold, open) in [
+            (Some(vec![StateWord::OPEN, StateWord::OPEN]), false, 2),
+            (Some(vec![StateWord::OPEN, until(10)]), true, 1),
+            // Its lease is over.
+            (Some(vec![StateWord::OPEN, until(1)]), false, 2),
+            (Some(vec![dropping, dropping]), false, 0),
+            (
+                Some(vec![StateWord::OPEN, StateWord::OPEN.guarded(true)]),
+                true,
+                2,
+            ),
+            (None, true, 0),
+        ] {
+            let meant = Meant {
+                endpoints: ["10.0.0.5:80", "10.0.0.6:80"]
+                    .map(|text| text.parse().expect(text))
+                    .to_vec(),
+                words,
+            };
+            assert_eq!(meant.may_hold(at(5)), may_hold, "{meant:?}");
+            assert_eq!(meant.open(at(5)).len(), open, "{meant:?}");
+        }
+    }
+
     fn looked(connections: usize, half_open: usize) -> Event {
         Event::Looked {
             connections,

@@ -16,6 +16,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use gate_userspace::sockets;
 
 mod probe;
 
@@ -40,6 +41,8 @@ pub enum Feature {
     Nftables,
     /// A client's first SYNs a second apart.
     LinearSynTimeouts,
+    /// Sockets that can be destroyed by netlink.
+    SockDestroy,
 }
 
 impl Feature {
@@ -53,6 +56,11 @@ impl Feature {
             Self::Wireguard => ("WireGuard", Version(5, 6), Some("CONFIG_WIREGUARD")),
             Self::Nftables => ("nftables", Version(3, 13), Some("CONFIG_NF_TABLES")),
             Self::LinearSynTimeouts => ("linear SYN timeouts", Version(6, 5), None),
+            Self::SockDestroy => (
+                "SOCK_DESTROY",
+                Version(4, 5),
+                Some("CONFIG_INET_DIAG_DESTROY"),
+            ),
         }
     }
 
@@ -65,6 +73,7 @@ impl Feature {
             Self::Bonding => probe::interface("bond"),
             Self::Wireguard => probe::interface("wireguard"),
             Self::Nftables => probe::nftables(),
+            Self::SockDestroy => Ok(sockets::can_destroy()?),
             Self::LinearSynTimeouts => {
                 Ok(Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists())
             }
@@ -231,6 +240,7 @@ mod tests {
             Feature::Wireguard,
             Feature::Nftables,
             Feature::LinearSynTimeouts,
+            Feature::SockDestroy,
         ] {
             check(feature).unwrap();
         }

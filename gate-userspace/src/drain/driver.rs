@@ -67,8 +67,11 @@ pub struct Drained {
 /// Runs a drain to its end.
 ///
 /// # Errors
-/// The kernel's, and those of [`flush::all`].
+/// Those of [`flush::check`], before it waits for anything; those of [`flush::all`]; the kernel's.
 pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drained> {
+    if request.flush {
+        flush::check()?;
+    }
     let mut signals = Signals::new()?;
     let mut watch = Watch::new(&request.endpoints)?;
     let start = clock::now();

@@ -36,7 +36,7 @@ pub fn drained(request: &Request, drained: &Drained, owners: &Owners) -> String 
     let left = drained.left.connections.len();
     let line = match (drained.outcome, &drained.flushed) {
         (Outcome::Drained, _) if drained.before == 0 => {
-            format!("{endpoints}: no connection is on this host\n")
+            format!("{endpoints}: no connection is in this network namespace\n")
         }
         (Outcome::Drained, _) => format!(
             "{endpoints}: drained; the last of {} ended after {waited}\n",
@@ -178,7 +178,7 @@ impl Progress for Stderr {
             self.line(note);
         }
         self.line(&format!(
-            "waiting until {} end, for {} at the most",
+            "waiting for {} to end, for {} at the most",
             connections(count),
             humantime::format_duration(request.timeout)
         ));
@@ -186,7 +186,7 @@ impl Progress for Stderr {
 
     fn drain_moment(&mut self, moment: Moment) {
         let phase = match moment.phase {
-            Phase::Connections => "waiting until they end",
+            Phase::Connections => "waiting for them to end",
             Phase::HalfOpen => "waiting for half-open requests",
         };
         self.show(&format!(

@@ -37,7 +37,9 @@ pub(super) fn flushed_text(flushed: &Flushed) -> String {
 pub fn flushed(endpoints: &[Endpoint], summary: &Summary) -> String {
     let endpoints = list(endpoints);
     if summary.flushed.is_nothing() && summary.left == 0 {
-        return format!("{endpoints}: no connection is on this host, nothing to reset\n");
+        return format!(
+            "{endpoints}: no connection is in this network namespace, nothing to reset\n"
+        );
     }
     let mut line = format!("{endpoints}: {}", flushed_text(&summary.flushed));
     if summary.left > 0 {
