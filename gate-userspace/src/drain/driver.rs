@@ -72,48 +72,11 @@ pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drain
     if request.flush {
         flush::check()?;
     }
-    let mut signals = Signals::new()?;
     let mut watch = Watch::new(&request.endpoints)?;
     let start = clock::now();
     let mut machine = Machine::new(start, request.timeout);
-    let mut before = None;
-    let mut left;
-    let mut shown = None;
-    let outcome = loop {
-        let began = clock::now();
-        left = watch.look()?;
-        let now = clock::now();
-        let connections = left.connections.len();
-        machine.on(
-            Event::Looked {
-                connections,
-                half_open: left.half_open,
-                took: clock::between(began, now),
-            },
-            now,
-        );
-        if before.is_none() {
-            before = Some(connections);
-            if connections > 0 {
-                progress.draining(connections, request);
-            }
-        }
-        if shown.is_none_or(|shown| clock::between(shown, now) >= REFRESH) {
-            shown = Some(now);
-            progress.drain_moment(moment(&machine, &left, clock::between(start, now)));
-        }
-        let pause = clock::between(now, machine.next_look());
-        if machine.outcome().is_none() {
-            tokio::select! {
-                biased;
-                signal = signals.next() => machine.on(Event::Signal(signal), clock::now()),
-                () = sleep(pause) => {}
-            }
-        }
-        if let Some(outcome) = machine.outcome() {
-            break outcome;
-        }
-    };
+    let waited_for = wait(request, &mut watch, &mut machine, progress).await?;
+    let outcome = machine.outcome().unwrap_or(Outcome::Remaining);
     let waited = clock::between(start, clock::now());
     let flushed = match outcome {
         Outcome::Remaining if request.flush => Some(flush::all(&request.endpoints)?),
@@ -121,11 +84,60 @@ pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drain
     };
     Ok(Drained {
         outcome,
-        before: before.unwrap_or_default(),
+        before: waited_for.before,
         waited,
-        left,
+        left: waited_for.found,
         flushed,
     })
+}
+
+/// Waits until the machine has ended.
+async fn wait(
+    request: &Request,
+    watch: &mut Watch,
+    machine: &mut Machine,
+    progress: &mut dyn Progress,
+) -> Result<Waited> {
+    let mut signals = Signals::new()?;
+    let start = clock::now();
+    let mut before = None;
+    let mut shown = None;
+    loop {
+        let began = clock::now();
+        let found = watch.look()?;
+        let now = clock::now();
+        let connections = found.connections.len();
+        let looked = Event::Looked {
+            connections,
+            half_open: found.half_open,
+            took: clock::between(began, now),
+        };
+        machine.on(looked, now);
+        if before.is_none() && connections > 0 {
+            progress.draining(connections, request);
+        }
+        let before = *before.get_or_insert(connections);
+        if shown.is_none_or(|shown| clock::between(shown, now) >= REFRESH) {
+            shown = Some(now);
+            progress.drain_moment(moment(machine, &found, clock::between(start, now)));
+        }
+        if machine.outcome().is_none() {
+            tokio::select! {
+                biased;
+                signal = signals.next() => machine.on(Event::Signal(signal), clock::now()),
+                () = sleep(clock::between(now, machine.next_look())) => {}
+            }
+        }
+        if machine.outcome().is_some() {
+            return Ok(Waited { before, found });
+        }
+    }
+}
+
+/// What was there first and last.
+struct Waited {
+    before: usize,
+    found: Found,
 }
 
 fn moment(machine: &Machine, found: &Found, elapsed: Duration) -> Moment {
