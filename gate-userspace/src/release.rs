@@ -13,35 +13,33 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use gate_common::abi::{Direction, HeldSyn, REPLAY_BATCH, ReplayFrame, Way};
-use gate_common::flow::{AttemptKey, FlowKey, GateId};
+use gate_common::flow::{AttemptKey, GateId};
 use gate_common::state::{BootTime, Effective, StateWord};
 
 use crate::clock;
-use crate::endpoint::{Endpoint, ip};
-use crate::error::{Error, Result};
-use crate::interfaces::{self, LOOPBACK};
+use crate::endpoint::Endpoint;
+use crate::error::Result;
 use crate::pins::{Lock, Pins};
-use crate::routes::{self, Neighbours, Route};
+use crate::routes::Neighbours;
 use crate::sys;
 use crate::tables::Tables;
 
+mod inject;
+mod locked;
 mod lookup;
 mod pacer;
+mod queue;
 mod rate;
 mod replayer;
 
-use lookup::{Ends, Lookup};
-use pacer::{Entry, Pacer, Taker};
+use lookup::Lookup;
+use pacer::{Entry, Pacer};
 pub use rate::{Rate, RateError};
 pub use replayer::Replayer;
 
 /// Rounds of injection for a gate of which nothing was left, before it opens. Each takes what came
 /// during the one before; under load that would never end.
 const ROUNDS: usize = 8;
-
-/// How long a release waits for a backlog that stays full though its interface is up.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Between two tries to get the lock, or to inject into a full backlog.
 const RETRY: Duration = Duration::from_millis(1);
@@ -56,22 +54,12 @@ const GREED: Duration = Duration::from_millis(100);
 /// Longer than another command's pause between two tries.
 const BREATH: Duration = Duration::from_millis(3);
 
-/// Between two looks at all that is held, while some of it waits for its turn.
-const SWEEP: Duration = Duration::from_millis(20);
-
-/// How long the lock is tried for at least; for as long as a lease runs in any case.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-
 /// After its lease a gate passes SYNs, so clients of what is held still have sent theirs again: the
 /// rest is given up once none of it could go for this long.
 const STALL: Duration = Duration::from_secs(1);
 
 /// Longest that the rest goes on being injected after the lease.
 const AFTER_LEASE: Duration = Duration::from_secs(30);
-
-/// How long an injected attempt is remembered during a release. A client that sends its SYN again
-/// later than that is answered by a second injection, if the gate is closed still.
-const MEMORY: Duration = Duration::from_secs(5);
 
 /// What a release did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,7 +199,7 @@ impl Release {
                 .into_iter()
                 .map(|(id, word)| (id, gate(word)))
                 .collect(),
-            pacer: Pacer::new(pace.rate, handshake_limit()),
+            pacer: Pacer::new(pace.rate, handshake_limit(), now),
             pending: VecDeque::new(),
             queued: HashSet::new(),
             sent: VecDeque::new(),
@@ -222,7 +210,7 @@ impl Release {
             neighbours: Neighbours::default(),
             released: Released::default(),
             swept: None,
-            sweep_after: SWEEP,
+            sweep_after: queue::SWEEP,
             blocked_since: None,
             locked_out_since: None,
             greedy_since: Instant::now(),
@@ -405,251 +393,6 @@ impl Release {
         Ok(())
     }
 
-    /// Queues what is held and was not seen before.
-    fn sweep(&mut self, tables: &Tables) -> Result<()> {
-        let start = Instant::now();
-        let mut found: Vec<Entry> = Vec::new();
-        for (flow, syn) in tables.held()? {
-            let is_ours = self
-                .gates
-                .get(&syn.gate)
-                .is_some_and(|gate| gate.phase != Phase::TakenOver)
-                && self.only.is_none_or(|only| covers(only, &flow));
-            let attempt = AttemptKey { flow, isn: syn.isn };
-            if is_ours && self.queued.insert(attempt) {
-                found.push(Entry::new(&flow, &syn, self.ends(&flow, &syn)));
-                if let Some(gate) = self.gates.get_mut(&syn.gate) {
-                    gate.waiting += 1;
-                }
-            }
-        }
-        self.pending.extend(found);
-        self.pending
-            .make_contiguous()
-            .sort_by_key(|entry| entry.arrived);
-        self.swept = Some(Instant::now());
-        // Looking costs as much as there is; it must not take more than a part of the time.
-        self.sweep_after = SWEEP.max(start.elapsed() * 10);
-        Ok(())
-    }
-
-    /// The ends of a flow whose backend is in this network namespace.
-    fn ends(&mut self, flow: &FlowKey, syn: &HeldSyn) -> Option<Ends> {
-        if Direction::from_number(syn.direction) == Direction::Egress {
-            return None;
-        }
-        let address = ip(&flow.endpoint.address);
-        let is_local = *self.locals.entry(address).or_insert_with(|| {
-            // What can't be told is decided by whether a listener is found.
-            syn.ifindex == LOOPBACK
-                || matches!(routes::to(address, None), Ok(Route::Local) | Err(_))
-        });
-        is_local.then(|| Ends {
-            local: SocketAddr::new(address, flow.endpoint.port.number()),
-            remote: SocketAddr::new(ip(&flow.source), flow.source_port.number()),
-            ifindex: syn.ifindex,
-        })
-    }
-
-    /// The next to go, as far as there is room for them.
-    fn choose(&mut self, now: BootTime) -> Result<Vec<(Taker, Entry)>> {
-        const BATCH: usize = REPLAY_BATCH as usize;
-        loop {
-            if self.pacer.len() < BATCH {
-                self.place(BATCH);
-            }
-            if !self.pacer.is_ready(now) {
-                return Ok(Vec::new());
-            }
-            self.look(now);
-            let chosen = self.pacer.take(BATCH, now);
-            if !chosen.is_empty() || self.pending.is_empty() {
-                return Ok(chosen);
-            }
-            // All of those wait for listeners that are full.
-            self.place(BATCH);
-        }
-    }
-
-    /// Finds out who takes the oldest of those for whom that is not known yet.
-    fn place(&mut self, count: usize) {
-        let count = count.min(self.pending.len());
-        let entries: Vec<Entry> = self.pending.drain(..count).collect();
-        self.assign(&entries);
-    }
-
-    fn assign(&mut self, entries: &[Entry]) {
-        let ends: Vec<Ends> = entries.iter().filter_map(|entry| entry.ends).collect();
-        let mut found = self.listeners(&ends).into_iter();
-        for entry in entries {
-            let taker = match (entry.ends, entry.ends.and_then(|_| found.next())) {
-                (Some(ends), Some(Some((cookie, _)))) => {
-                    self.listeners.insert(ends.local);
-                    Taker::Listener(cookie)
-                }
-                (Some(ends), Some(None)) if self.is_awaited(ends.local) => {
-                    Taker::Absent(ends.local)
-                }
-                _ => Taker::Unknown,
-            };
-            self.pacer.add(taker, *entry);
-        }
-    }
-
-    /// The listeners of these flows; nothing where that can't be told, or does not matter.
-    fn listeners(&mut self, ends: &[Ends]) -> Vec<Option<(lookup::Cookie, lookup::Queue)>> {
-        let lookup = self.lookup.as_mut().filter(|_| !self.hurried);
-        match lookup.map(|lookup| lookup.listeners(ends)) {
-            Some(Ok(found)) => found,
-            Some(Err(_)) => {
-                self.lookup = None;
-                self.pacer.unpace_queues();
-                Vec::new()
-            }
-            None => Vec::new(),
-        }
-    }
-
-    fn is_awaited(&self, local: SocketAddr) -> bool {
-        let covers = |endpoint: &Endpoint| {
-            endpoint.port == local.port() && endpoint.address.is_none_or(|it| it == local.ip())
-        };
-        self.listeners.contains(&local) || self.awaited.iter().any(covers)
-    }
-
-    /// Looks at the queues of the listeners for which something waits.
-    fn look(&mut self, now: BootTime) {
-        let heads = self.pacer.heads();
-        let ends: Vec<Ends> = heads.iter().map(|(_, ends)| *ends).collect();
-        let found = self.listeners(&ends);
-        for ((taker, ends), found) in heads.into_iter().zip(found) {
-            match (taker, found) {
-                (Taker::Listener(known), Some((cookie, queue))) if known == cookie => {
-                    if self.pacer.look(taker, queue, now) {
-                        self.confirm(taker, ends, now);
-                    }
-                }
-                (Taker::Absent(_), None) | (Taker::Unknown, _) => {}
-                // Another one listens, or none does.
-                (Taker::Listener(_) | Taker::Absent(_), _) => {
-                    let entries = Vec::from(self.pacer.evict(taker));
-                    self.assign(&entries);
-                }
-            }
-        }
-    }
-
-    /// Finds out which handshakes are over, and looks at the queue again, which has got them.
-    fn confirm(&mut self, taker: Taker, head: Ends, now: BootTime) {
-        let under_way = self.pacer.under_way(taker);
-        if let Some(lookup) = &mut self.lookup
-            && let Ok(met) = lookup.meet(&under_way)
-        {
-            self.pacer.confirm(taker, &met, now);
-        }
-        if let Some(Some((_, queue))) = self.listeners(&[head]).first() {
-            self.pacer.look(taker, *queue, now);
-        }
-    }
-
-    /// Injects these. False where the CPU's backlog is full, so that it is to be tried again later.
-    fn inject(
-        &mut self,
-        lock: &Lock,
-        tables: &mut Tables,
-        replayer: &mut Replayer,
-        chosen: Vec<(Taker, Entry)>,
-    ) -> Result<bool> {
-        let (mut entries, mut frames) = (Vec::new(), Vec::new());
-        for (taker, entry) in chosen {
-            // The newest frame: its client may have sent it again while it waited for its turn.
-            match tables.held_for(&entry.attempt.flow)? {
-                Some(syn) if (syn.isn, syn.gate) == (entry.attempt.isn, entry.gate) => {
-                    match replayer::frame(&entry.attempt.flow, &syn) {
-                        Some(frame) => {
-                            frames.push(frame);
-                            entries.push((taker, entry));
-                        }
-                        None => {
-                            self.released.damaged += 1;
-                            self.left_queue(entry.gate);
-                        }
-                    }
-                }
-                // Its client began anew, or another command forgot it.
-                _ => {
-                    self.released.left += 1;
-                    self.queued.remove(&entry.attempt);
-                    self.left_queue(entry.gate);
-                }
-            }
-        }
-        if frames.is_empty() {
-            return Ok(true);
-        }
-        // They have an address already, mostly the right one.
-        let _unrefreshed = self.neighbours.refresh(&mut frames);
-        let injection = replayer.inject(&frames)?;
-        self.released.injected += injection.injected;
-        self.released.gone += injection.lost;
-        let rest = entries.split_off(injection.done);
-        self.sent(lock, tables, &entries)?;
-        self.pacer.put_back(rest);
-        if injection.done > 0 {
-            self.blocked_since = None;
-            return Ok(true);
-        }
-        self.may_pass(&frames[0])
-    }
-
-    /// Whether the first frame, which can't go now, will never go, and is dropped.
-    fn may_pass(&mut self, frame: &ReplayFrame) -> Result<bool> {
-        let since = *self.blocked_since.get_or_insert_with(Instant::now);
-        // What goes out meets no backlog: whoever took it will do so again.
-        let is_patient = frame.way != Way::Out as u32 && since.elapsed() < PATIENCE;
-        if is_patient && is_up(frame.ifindex)? {
-            return Ok(false);
-        }
-        self.pacer.drop_first(&frame.attempt);
-        self.released.gone += 1;
-        self.left_queue(frame.gate);
-        Ok(true)
-    }
-
-    fn left_queue(&mut self, id: GateId) {
-        if let Some(gate) = self.gates.get_mut(&id) {
-            gate.waiting = gate.waiting.saturating_sub(1);
-        }
-    }
-
-    /// Takes note of what went.
-    fn sent(&mut self, lock: &Lock, tables: &mut Tables, went: &[(Taker, Entry)]) -> Result<()> {
-        let now = clock::now();
-        for (taker, entry) in went {
-            let waited = clock::between(entry.arrived, now);
-            self.released.longest_wait = self.released.longest_wait.max(waited);
-            self.pacer.sent(*taker, entry, now);
-            self.queued.remove(&entry.attempt);
-            self.sent.push_back((now, entry.attempt));
-            self.left_queue(entry.gate);
-            if let Some(gate) = self.gates.get_mut(&entry.gate) {
-                gate.progress = now;
-            }
-        }
-        // So that there is room for those that come meanwhile.
-        let flows: Vec<FlowKey> = went.iter().map(|(_, it)| it.attempt.flow).collect();
-        tables.forget_flows(lock, &flows)?;
-        let room = tables.held_max() as usize / 4 * 3;
-        let mut old = Vec::new();
-        while let Some((at, attempt)) = self.sent.front()
-            && (clock::between(*at, now) > MEMORY || self.sent.len() > room)
-        {
-            old.push(*attempt);
-            self.sent.pop_front();
-        }
-        tables.forget_attempts(lock, &old)
-    }
-
     /// Leaves those to their clients that wait for nothing any more.
     fn give_up(&mut self, now: BootTime) {
         for (id, gate) in &mut self.gates {
@@ -663,61 +406,6 @@ impl Release {
                 gate.waiting = 0;
             }
         }
-    }
-
-    /// The lock, with a look at what other commands did meanwhile; none where one has it now.
-    fn lock<'a>(&mut self, given: Option<&'a Lock>, tables: &Tables) -> Result<Option<Locked<'a>>> {
-        let lock = match given {
-            Some(lock) => Locked::Given(lock),
-            None => match self.pins.try_lock() {
-                Ok(Some(lock)) => Locked::Own(lock),
-                Ok(None) => return Ok(None),
-                Err(Error::NotUp) => {
-                    // A `gate down` opened them.
-                    self.take_over(|_, _| Ok(true))?;
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        self.locked_out_since = None;
-        let is_current = tables.are_current(&self.pins);
-        // A guard may come and go meanwhile.
-        self.take_over(|id, word| {
-            Ok(!is_current || tables.state(id)?.guarded(false) != word.guarded(false))
-        })?;
-        Ok(Some(lock))
-    }
-
-    fn take_over(&mut self, is_taken: impl Fn(GateId, StateWord) -> Result<bool>) -> Result<()> {
-        for (id, gate) in &mut self.gates {
-            if gate.phase != Phase::TakenOver && is_taken(*id, gate.word)? {
-                gate.phase = Phase::TakenOver;
-                self.pacer.forget(|other| other == *id);
-                self.pending.retain(|entry| entry.gate != *id);
-                self.released.left += gate.waiting;
-                gate.waiting = 0;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a step comes to that did not get the lock.
-    fn locked_out(&mut self) -> Result<Step> {
-        if self
-            .gates
-            .values()
-            .all(|gate| gate.phase == Phase::TakenOver)
-        {
-            return Ok(self.done());
-        }
-        let since = *self.locked_out_since.get_or_insert_with(Instant::now);
-        let now = clock::now();
-        let leases_run = self.gates.values().any(|gate| now < gate.deadline);
-        if since.elapsed() >= LOCK_PATIENCE && !leases_run {
-            return Err(self.pins.locked());
-        }
-        Ok(Step::Wait(RETRY))
     }
 
     /// A pause for other commands, now and then.
@@ -757,23 +445,6 @@ impl Release {
     }
 }
 
-/// The lock, its own or its caller's.
-enum Locked<'a> {
-    Own(Lock),
-    Given(&'a Lock),
-}
-
-impl std::ops::Deref for Locked<'_> {
-    type Target = Lock;
-
-    fn deref(&self) -> &Lock {
-        match self {
-            Self::Own(lock) => lock,
-            Self::Given(lock) => lock,
-        }
-    }
-}
-
 /// Opens gates under a lock that is held through, and injects what they hold at once: for whoever
 /// is about to take the maps away.
 ///
@@ -789,18 +460,6 @@ pub fn release_at_once(
     let mut release = Release::new(pins, Job::Open(gates), Pace::default());
     release.pacer.unpace();
     release.run_under(Some(lock), tables, replayer)
-}
-
-/// Whether the flow goes to the endpoint.
-fn covers(endpoint: Endpoint, flow: &FlowKey) -> bool {
-    let is_address = |address: IpAddr| address == ip(&flow.endpoint.address);
-    endpoint.port == flow.endpoint.port.number() && endpoint.address.is_none_or(is_address)
-}
-
-fn is_up(ifindex: u32) -> Result<bool> {
-    let interfaces = interfaces::list()?;
-    let mut same = interfaces.iter().filter(|it| it.index == ifindex);
-    Ok(same.next().is_some_and(|interface| interface.is_up))
 }
 
 /// Most handshakes that may be under way at one listener. Without SYN cookies the kernel keeps a

@@ -24,8 +24,8 @@ pub const HANDSHAKE: Duration = Duration::from_millis(200);
 /// refused on the way, or its connection is over.
 const ARRIVAL: Duration = Duration::from_millis(2);
 
-/// Between two looks at a listener that takes no more.
-const POLL: Duration = Duration::from_millis(1);
+/// Between two looks at a listener that takes no more: at first, and after a second.
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// A held SYN that waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,17 +90,19 @@ pub struct Pacer {
     /// Most handshakes under way at one listener.
     handshakes: usize,
     unpaced: bool,
+    last_sent: BootTime,
 }
 
 impl Pacer {
     /// A pacer that keeps to the rate, and to so many handshakes under way at one listener.
     #[must_use]
-    pub fn new(rate: Option<Rate>, handshakes: usize) -> Self {
+    pub fn new(rate: Option<Rate>, handshakes: usize, now: BootTime) -> Self {
         Self {
             lanes: BTreeMap::new(),
             bucket: rate.map(Bucket::new),
             handshakes,
             unpaced: false,
+            last_sent: now,
         }
     }
 
@@ -235,6 +237,7 @@ impl Pacer {
 
     /// Takes note that one that was taken went.
     pub fn sent(&mut self, taker: Taker, entry: &Entry, now: BootTime) {
+        self.last_sent = now;
         if let Some(bucket) = &mut self.bucket {
             bucket.went(1, now);
         }
@@ -269,8 +272,9 @@ impl Pacer {
             .bucket
             .as_ref()
             .map_or(Duration::ZERO, |it| it.wait(now));
+        let stalled = clock::between(self.last_sent, now) / 50;
         match tokens.is_zero() {
-            true => POLL,
+            true => stalled.clamp(POLL.0, POLL.1),
             false => tokens,
         }
     }
@@ -284,3 +288,6 @@ fn room(queue: Queue, under_way: usize, handshakes: usize) -> usize {
     let by_handshakes = handshakes.saturating_sub(under_way);
     half.saturating_sub(in_flight).min(by_handshakes)
 }
+
+#[cfg(test)]
+mod tests;
