@@ -2,6 +2,7 @@
 
 mod baseline;
 pub mod datapath;
+pub mod endurance;
 pub mod path;
 pub mod restart;
 mod single;

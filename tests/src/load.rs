@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -149,10 +150,27 @@ impl Load {
         Ok(Running { begin, thread })
     }
 
+    /// As [`start_at`](Self::start_at), but it goes on until it is told to end.
+    pub fn start_endless(self, topology: &Topology, side: Side) -> Result<Endless> {
+        let begin = Instant::now() + LEAD;
+        let wanted = Arc::new(());
+        let mine = Arc::clone(&wanted);
+        let thread = topology.start(side, move || {
+            raise_file_limit()?;
+            let is_wanted = |_| Arc::strong_count(&mine) > 1;
+            runtime()?.block_on(self.generate(begin, is_wanted))
+        })?;
+        Ok(Endless {
+            wanted,
+            running: Running { begin, thread },
+        })
+    }
+
     /// Runs it from the calling thread, and returns the requests in the order they were due.
     pub fn run(self, begin: Instant) -> Result<Vec<Request>> {
         raise_file_limit()?;
-        runtime()?.block_on(self.generate(begin))
+        let count = self.count();
+        runtime()?.block_on(self.generate(begin, |made| made < count))
     }
 
     /// When request `i` is due, from the start.
@@ -165,10 +183,14 @@ impl Load {
         (self.duration.as_secs_f64() * f64::from(self.rate)).round() as u32
     }
 
-    async fn generate(self, begin: Instant) -> Result<Vec<Request>> {
+    async fn generate(
+        self,
+        begin: Instant,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> Result<Vec<Request>> {
         let alarm = Alarm::new()?;
         let mut flying = JoinSet::new();
-        for i in 0..self.count() {
+        for i in (0..).take_while(|made| is_wanted(*made)) {
             let at = self.due(i);
             alarm.wait(begin + at).await?;
             flying.spawn(async move {
@@ -203,6 +225,22 @@ impl Running {
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// A load that goes on until it is finished.
+pub struct Endless {
+    /// The thread goes on for as long as somebody else holds this, too.
+    wanted: Arc<()>,
+    running: Running,
+}
+
+impl Endless {
+    /// Ends it, waits until every request has ended, and returns when the first was due, and all of
+    /// them in the order they were due.
+    pub fn finish(self) -> Result<(Instant, Vec<Request>)> {
+        drop(self.wanted);
+        Ok((self.running.begin(), self.running.finish()?))
     }
 }
 

@@ -49,6 +49,8 @@ enum Command {
 enum Bench {
     /// What the data path costs a packet
     Datapath(bench::datapath::Options),
+    /// What clients see of many restarts in a row
+    Endurance(bench::endurance::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
     Restart(bench::restart::Options),
     /// What a gate leaves of the throughput and of new connections a second
@@ -74,6 +76,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
+        Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),
         Command::Backend(options) => backend::serve(options),

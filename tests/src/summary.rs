@@ -94,7 +94,7 @@ impl Summary {
 }
 
 /// The least value that `percent` of the values do not exceed. `sorted` ascends.
-fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.max(1) - 1).copied()
 }

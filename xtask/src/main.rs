@@ -72,6 +72,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What clients see of many restarts in a row
+    Endurance {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// How much later than its outage the latest request is when nginx restarts
     Restart {
         /// Arguments for the benchmark
@@ -111,6 +117,9 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Demo { args } => return lab(&["demo"], args, Vec::new()),
         Task::Bench(Bench::Datapath { args }) => {
             return lab(&["bench", "datapath"], args, Vec::new());
+        }
+        Task::Bench(Bench::Endurance { args }) => {
+            return lab(&["bench", "endurance"], args, Vec::new());
         }
         Task::Bench(Bench::Restart { args }) => {
             let nginx = programs::nginx(&Cache::open()?)?;
