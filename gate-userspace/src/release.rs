@@ -25,6 +25,7 @@ use crate::sys;
 use crate::tables::Tables;
 
 mod inject;
+mod job;
 mod locked;
 mod lookup;
 mod pacer;
@@ -32,6 +33,7 @@ mod queue;
 mod rate;
 mod replayer;
 
+pub use job::{Job, Pace, Released, Step};
 use lookup::Lookup;
 use pacer::{Entry, Pacer};
 pub use rate::{Rate, RateError};
@@ -60,63 +62,6 @@ const STALL: Duration = Duration::from_secs(1);
 
 /// Longest that the rest goes on being injected after the lease.
 const AFTER_LEASE: Duration = Duration::from_secs(30);
-
-/// What a release did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Released {
-    /// SYNs injected.
-    pub injected: usize,
-    /// SYNs dropped, because their checksum was wrong when they came.
-    pub damaged: usize,
-    /// SYNs dropped, because their interface is gone or down, or took nothing for a while.
-    pub gone: usize,
-    /// SYNs left to their clients' retransmissions: the lease was over and the listener took no
-    /// more, or another command changed the gate.
-    pub left: usize,
-    /// The longest time that one of the injected was held.
-    pub longest_wait: Duration,
-    /// When the gates were open.
-    pub opened_at: BootTime,
-}
-
-/// How fast a release may be.
-#[derive(Clone, Debug, Default)]
-pub struct Pace {
-    /// No more than that, besides what the listeners' queues allow.
-    pub rate: Option<Rate>,
-    /// Endpoints that had a listener in this network namespace a moment ago. Where it is away, the
-    /// release waits for it. At other endpoints without a listener it doesn't, so that clients are
-    /// refused at once rather than late, as long as it hasn't seen one itself.
-    pub awaited: Vec<Endpoint>,
-}
-
-/// What a release is for.
-#[derive(Clone, Debug)]
-pub enum Job {
-    /// To open these gates, each as long as its word is this one.
-    Open(BTreeMap<GateId, StateWord>),
-    /// To inject what a gate holds for one endpoint, as long as its word is this one, which stays;
-    /// until this moment it waits for room at the listener, and a bit longer.
-    Inject {
-        /// The gate.
-        gate: GateId,
-        /// The endpoint.
-        endpoint: Endpoint,
-        /// The gate's word.
-        word: StateWord,
-        /// The moment.
-        until: BootTime,
-    },
-}
-
-/// What a step came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The next one is worth it after this time, which may be zero.
-    Wait(Duration),
-    /// All is done.
-    Done(Released),
-}
 
 /// Where one gate is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,18 +367,17 @@ impl Release {
         let Some(lock) = self.lock(given, tables)? else {
             return self.locked_out();
         };
-        match self.only {
-            Some(_) => {
-                let sent: Vec<AttemptKey> = self.sent.iter().map(|(_, it)| *it).collect();
-                tables.forget_attempts(&lock, &sent)?;
-            }
-            None => {
-                let is_open =
-                    |(id, gate): (&GateId, &Gate)| (gate.phase == Phase::Opened).then_some(*id);
-                let open = self.gates.iter().filter_map(is_open).collect();
-                tables.discard(&lock, &open)?;
+        let sent: Vec<AttemptKey> = self.sent.iter().map(|(_, it)| *it).collect();
+        tables.forget_attempts(&lock, &sent)?;
+        let mut open = BTreeSet::new();
+        for (id, gate) in &self.gates {
+            // What a guard holds meanwhile is its own.
+            let is_over = self.only.is_none() && gate.phase == Phase::Opened;
+            if is_over && !tables.state(*id)?.is_guarded() {
+                open.insert(*id);
             }
         }
+        tables.discard(&lock, &open)?;
         Ok(self.done())
     }
 

@@ -52,6 +52,9 @@ const COUNTERS: [&str; 4] = [
     "TCPReqQFullDoCookies",
 ];
 
+/// A client's SYNs that were sent again, after 1 s or more.
+const SENT_AGAIN: &str = "TCPSynRetrans";
+
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct Endured {
@@ -63,6 +66,8 @@ pub struct Endured {
     pub gaps: Vec<Gap>,
     /// The server's counters of [`COUNTERS`].
     pub counters: BTreeMap<&'static str, u64>,
+    /// SYNs that the clients sent again.
+    pub sent_again: u64,
     /// From the first restart's start to the last one's end.
     pub took: Duration,
 }
@@ -100,7 +105,11 @@ pub fn endurance(options: &Options) -> Result<()> {
     let counters: Vec<String> = counters
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
-    println!("{}", counters.join(", "));
+    println!(
+        "{}; SYNs sent again {}",
+        counters.join(", "),
+        endured.sent_again
+    );
     println!(
         "latency p50 {:.1} ms, p99 {:.1} ms, latest {:.1} ms",
         ms(endured.summary.p50),
@@ -155,7 +164,8 @@ pub fn endure(options: &Options) -> Result<Endured> {
     Ok(Endured {
         summary: Summary::new(&requests, outage),
         beyond: beyond(&requests, begin, &gaps),
-        counters: counters(&topology)?,
+        counters: counters(&topology, Side::Server, &COUNTERS)?,
+        sent_again: counters(&topology, options.path.client(), &[SENT_AGAIN])?[SENT_AGAIN],
         gaps,
         took,
     })
@@ -177,9 +187,13 @@ fn beyond(requests: &[Request], begin: Instant, gaps: &[Gap]) -> Vec<Duration> {
     beyond
 }
 
-fn counters(topology: &Topology) -> Result<BTreeMap<&'static str, u64>> {
+fn counters(
+    topology: &Topology,
+    side: Side,
+    names: &[&'static str],
+) -> Result<BTreeMap<&'static str, u64>> {
     let path = "/proc/thread-self/net/netstat";
-    let text = topology.run(Side::Server, || {
+    let text = topology.run(side, || {
         std::fs::read_to_string(path).with_context(|| format!("read {path}"))
     })?;
     let value = |wanted: &str| {
@@ -189,7 +203,7 @@ fn counters(topology: &Topology) -> Result<BTreeMap<&'static str, u64>> {
             pair[1].split_whitespace().nth(at)?.parse().ok()
         })
     };
-    COUNTERS
+    names
         .iter()
         .map(|name| {
             Ok((
@@ -228,6 +242,7 @@ fn to_json(options: &Options, endured: &Endured, load: [&str; 2]) -> serde_json:
         "beyond_p99_ms": ms(percentile(&endured.beyond, 99)),
         "beyond_max_ms": ms(endured.beyond.last().copied()),
         "counters": endured.counters,
+        "syns_sent_again": endured.sent_again,
     })
 }
 
