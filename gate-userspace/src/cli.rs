@@ -17,6 +17,7 @@ mod close;
 mod define;
 mod drain;
 mod flush;
+mod guard;
 mod open;
 mod restart;
 mod up;
@@ -74,6 +75,8 @@ enum Command {
     Drain(drain::Drain),
     /// Reset established connections, so that their owners reconnect.
     Flush(flush::Flush),
+    /// Hold new connections by itself whenever no socket listens: after a crash, say.
+    Guard(guard::Guard),
     /// Show the attachments, the gates, and what they hold.
     Status,
     /// Hold new connections, run a command, wait until the backend is healthy, release.
@@ -205,6 +208,7 @@ impl Command {
                     report::status_json(status.as_ref()),
                 )
             }
+            Self::Guard(args) => guard::run(&pins, &args, json)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,

@@ -372,14 +372,19 @@ pub fn program_id(pins: &Pins) -> Result<u32> {
 /// How long `gate down` waits for room in the listeners' accept queues.
 const DOWN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The gates that hold, with their words.
-fn holding(tables: &Tables) -> Result<BTreeMap<GateId, StateWord>> {
+/// The gates that hold because they are closed or guarded, with their words. They are guarded no
+/// more.
+fn holding(lock: &Lock, tables: &mut Tables) -> Result<BTreeMap<GateId, StateWord>> {
     let now = clock::now();
+    tables.settle(lock, now)?;
     let mut holding = BTreeMap::new();
     for gate in tables.endpoints()?.into_values() {
         let word = tables.state(gate)?;
-        if word.at(|| now) == Effective::Closed(Closed::Hold) {
-            holding.insert(gate, word);
+        if word.is_guarded() {
+            tables.unguard(lock, gate, now)?;
+        }
+        if word.is_guarded() || word.at(|| now) == Effective::Closed(Closed::Hold) {
+            holding.insert(gate, word.guarded(false));
         }
     }
     Ok(holding)
@@ -389,7 +394,7 @@ fn holding(tables: &Tables) -> Result<BTreeMap<GateId, StateWord>> {
 fn release_all(pins: &Pins) -> Result<usize> {
     let lock = pins.lock()?;
     let mut tables = Tables::open(pins)?;
-    let gates = holding(&tables)?;
+    let gates = holding(&lock, &mut tables)?;
     if gates.is_empty() {
         return Ok(0);
     }
@@ -410,7 +415,7 @@ fn release_all(pins: &Pins) -> Result<usize> {
 
 /// Releases what all gates hold still, at once; returns how many SYNs that were.
 fn release_rest(pins: &Pins, lock: &Lock, tables: &mut Tables) -> Result<usize> {
-    let gates = holding(tables)?;
+    let gates = holding(lock, tables)?;
     if gates.is_empty() {
         return Ok(0);
     }

@@ -77,6 +77,15 @@ pub enum Error {
         /// What would help.
         remedy: String,
     },
+    /// An endpoint's sockets are another host's.
+    #[error(
+        "{endpoint} is no address of this host, so whether a socket listens can't be seen here: run \
+         `gate guard` on the backend's host, or close it here with `gate hold {endpoint}`"
+    )]
+    NotHere {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
     /// Nothing leads to an endpoint.
     #[error("no route leads to {endpoint}: `ip route get` tells what the kernel knows")]
     NoRoute {
@@ -332,6 +341,7 @@ impl Error {
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
             Self::NotUp
             | Self::NotCovered { .. }
+            | Self::NotHere { .. }
             | Self::NoGate { .. }
             | Self::Member { .. }
             | Self::Closed { .. } => exit::STATE,

@@ -18,6 +18,7 @@ pub mod features;
 pub mod filters;
 pub mod flush;
 pub mod gates;
+pub mod guard;
 pub mod health;
 pub mod hooks;
 pub mod interfaces;

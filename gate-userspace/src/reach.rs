@@ -36,6 +36,18 @@ fn place(endpoint: Endpoint) -> Result<Place> {
     }
 }
 
+/// Whether connections to an endpoint end at this host.
+///
+/// # Errors
+/// When the kernel doesn't answer.
+pub fn is_here(endpoint: Endpoint) -> Result<bool> {
+    match place(endpoint) {
+        Ok(Place::Here | Place::Loopback) => Ok(true),
+        Ok(Place::Behind(_)) | Err(Error::NoRoute { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The interfaces over which connections to these endpoints come in or go out, each with the TC
 /// hook that sees them.
 ///

@@ -131,7 +131,12 @@ impl Release {
                 None => Phase::Closed,
                 Some(_) => Phase::Opened,
             },
-            deadline: until.unwrap_or_else(|| word.deadline()),
+            deadline: match (until, word.at(|| now)) {
+                (Some(until), _) => until,
+                // It was guarded a moment ago.
+                (None, Effective::Open) => now,
+                (None, Effective::Closed(_) | Effective::Expired) => word.deadline(),
+            },
             waiting: 0,
             rounds: 0,
             progress: now,

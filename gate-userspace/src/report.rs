@@ -10,6 +10,7 @@ mod close;
 mod define;
 mod drain;
 mod flush;
+mod guard;
 mod progress;
 mod release;
 mod restart;
@@ -20,6 +21,10 @@ pub use close::{closed, closed_json};
 pub use define::{defined, defined_json, forgotten, forgotten_json};
 pub use drain::{Owners, drain_complaint, drained, drained_json, inodes};
 pub use flush::{flush_complaint, flush_json, flushed, flushed_json};
+pub use guard::{
+    guard_event, guard_event_json, guarded, guarded_json, unguarded, unguarded_json, watched,
+    watched_json,
+};
 pub use progress::Stderr;
 pub use release::{already_open, opened, released_json};
 pub use restart::{complaint, summary, summary_json};

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer,
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer,
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
@@ -42,6 +43,24 @@ pub fn listeners(endpoint: Endpoint) -> io::Result<usize> {
     Ok(look(&[endpoint], &StateFlags::LISTEN)?.listeners)
 }
 
+/// Those of the endpoints where a socket listens, in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn listening(endpoints: &[Endpoint]) -> io::Result<Vec<Endpoint>> {
+    let mut listening = vec![false; endpoints.len()];
+    visit(&StateFlags::LISTEN, |socket| {
+        let found = endpoints.iter().zip(&mut listening);
+        for (_, listens) in found.filter(|(endpoint, _)| is_for(socket, **endpoint)) {
+            *listens = true;
+        }
+    })?;
+    let found = endpoints.iter().zip(listening);
+    Ok(found
+        .filter_map(|(endpoint, listens)| listens.then_some(*endpoint))
+        .collect())
+}
+
 /// What waits at these endpoints, in the calling thread's network namespace. A half-open
 /// request whose SYN-ACK was sent again is not counted: its client is gone, or far away.
 ///
@@ -58,9 +77,9 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
 pub fn listeners_elsewhere(endpoint: Endpoint) -> io::Result<Vec<SocketAddr>> {
     let mut elsewhere = Vec::new();
     visit(&StateFlags::LISTEN, |socket| {
-        let id = &socket.socket_id;
+        let id = &socket.header.socket_id;
         let (address, port) = (id.source_address, id.source_port);
-        if port == endpoint.port && !covers(endpoint, address, port) {
+        if port == endpoint.port && !is_for(socket, endpoint) {
             elsewhere.push(SocketAddr::new(address.to_canonical(), port));
         }
     })?;
@@ -72,17 +91,13 @@ pub fn listeners_elsewhere(endpoint: Endpoint) -> io::Result<Vec<SocketAddr>> {
 fn look(endpoints: &[Endpoint], states: &StateFlags) -> io::Result<Pending> {
     let mut pending = Pending::default();
     visit(states, |socket| {
-        let id = &socket.socket_id;
-        let matches = endpoints
-            .iter()
-            .any(|endpoint| covers(*endpoint, id.source_address, id.source_port));
-        if !matches {
+        if !endpoints.iter().any(|endpoint| is_for(socket, *endpoint)) {
             return;
         }
-        if socket.state == TCP_LISTEN {
+        if socket.header.state == TCP_LISTEN {
             pending.listeners += 1;
-            pending.queued += socket.recv_queue;
-        } else if !matches!(socket.timer, Some(Timer::Retransmit(_, 1..))) {
+            pending.queued += socket.header.recv_queue;
+        } else if !matches!(socket.header.timer, Some(Timer::Retransmit(_, 1..))) {
             pending.half_open += 1;
         }
     })?;
@@ -90,7 +105,7 @@ fn look(endpoints: &[Endpoint], states: &StateFlags) -> io::Result<Pending> {
 }
 
 /// Shows all sockets that are in these states.
-fn visit(states: &StateFlags, mut each: impl FnMut(&InetResponseHeader)) -> io::Result<()> {
+fn visit(states: &StateFlags, mut each: impl FnMut(&InetResponse)) -> io::Result<()> {
     // A v4 client of a dual-stack listener shows under AF_INET6, so both are asked for.
     for family in [AF_INET, AF_INET6] {
         let request = SockDiagMessage::InetRequest(InetRequest {
@@ -105,11 +120,20 @@ fn visit(states: &StateFlags, mut each: impl FnMut(&InetResponseHeader)) -> io::
         });
         for answer in netlink::dump(NETLINK_SOCK_DIAG, request)? {
             if let SockDiagMessage::InetResponse(socket) = answer {
-                each(&socket.header);
+                each(&socket);
             }
         }
     }
     Ok(())
+}
+
+/// Whether a socket gets connections to `endpoint`. One of `[::]` gets none of IPv4 where it is for
+/// IPv6 only (`INET_DIAG_SKV6ONLY`, Linux 4.3).
+fn is_for(socket: &InetResponse, endpoint: Endpoint) -> bool {
+    let id = &socket.header.socket_id;
+    let v6_only = socket.nlas.contains(&Nla::SkV6Only(true));
+    let is_v4 = endpoint.address.is_some_and(|address| address.is_ipv4());
+    !(is_v4 && v6_only) && covers(endpoint, id.source_address, id.source_port)
 }
 
 /// Whether a socket bound to `address` and `port` gets connections to `endpoint`.

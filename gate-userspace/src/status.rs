@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use gate_common::abi::{Counter, GateStats, HeldSyn};
-use gate_common::flow::{FlowKey, GateId};
+use gate_common::abi::{Counter, GateStats, Guard, HeldSyn, Missing};
+use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::state::{BootTime, Effective, Mode};
 
 use crate::allow::Cidr;
 use crate::attach::{self, Attachment};
 use crate::clock;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::gates::{self, Gate};
 use crate::pins::Pins;
-use crate::tables::Tables;
+use crate::tables::{self, Tables};
 
 /// What is held at a gate at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,15 @@ pub struct Waiting {
     pub held: usize,
     /// How long the oldest of them has been.
     pub longest: Duration,
+}
+
+/// The guard of a gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardStatus {
+    /// How long SYNs are held from the first one on that finds no listener.
+    pub lease: Duration,
+    /// Where nothing listens, as far as SYNs have shown, and since when.
+    pub missing: Vec<(Endpoint, Duration)>,
 }
 
 /// One gate.
@@ -34,6 +44,8 @@ pub struct GateStatus {
     pub expired: bool,
     /// What is left of the lease; none while open.
     pub lease: Option<Duration>,
+    /// How it is guarded; none where it isn't.
+    pub guard: Option<GuardStatus>,
     /// Sources that pass while it is closed.
     pub allowed: Vec<Cidr>,
     /// What it holds.
@@ -68,7 +80,7 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
     }
     let tables = Tables::open(pins)?;
     let now = clock::now();
-    let held = tables.held()?;
+    let (held, missing) = (tables.held()?, tables.missing()?);
     let mut known = Vec::new();
     for gate in gates::list(pins, &tables)? {
         let word = tables.state(gate.id)?;
@@ -79,15 +91,25 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
                 (closed.into(), Some(clock::between(now, word.deadline())))
             }
         };
+        let guard = match word.is_guarded() {
+            true => Some(tables.guard(gate.id)?),
+            false => None,
+        };
         known.push(GateStatus {
             mode,
             expired: state == Effective::Expired,
             lease,
             // What is left of a hold that ended by its lease waits for nothing.
-            waiting: match state {
-                Effective::Closed(_) => of_gates(&held, &[gate.id], now),
-                Effective::Open | Effective::Expired => Waiting::default(),
+            waiting: match (state, &guard) {
+                (Effective::Closed(_), _) => of_gates(&held, &[gate.id], now),
+                (Effective::Open | Effective::Expired, Some(guard)) => {
+                    let still = |(_, syn): &&(FlowKey, HeldSyn)| tables::waits(syn, *guard, now);
+                    let held: Vec<_> = held.iter().filter(still).copied().collect();
+                    of_gates(&held, &[gate.id], now)
+                }
+                (Effective::Open | Effective::Expired, None) => Waiting::default(),
             },
+            guard: guard.map(|guard| guard_status(gate.id, guard, &missing, now)),
             allowed: match state {
                 Effective::Closed(_) if word.lets_allowed_pass() => tables.allowed(gate.id)?,
                 _ => Vec::new(),
@@ -103,6 +125,26 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
         held_max: tables.held_max(),
         unparsed: tables.stats(GateId::HOST)?.counts[Counter::Unparsed as usize],
     }))
+}
+
+fn guard_status(
+    gate: GateId,
+    guard: Guard,
+    missing: &[(EndpointKey, Missing)],
+    now: BootTime,
+) -> GuardStatus {
+    let own = missing.iter().filter(|(_, missing)| missing.gate == gate);
+    let mut missing: Vec<(Endpoint, Duration)> = own
+        .map(|(endpoint, missing)| {
+            let since = BootTime(missing.since);
+            (Endpoint::from(*endpoint), clock::between(since, now))
+        })
+        .collect();
+    missing.sort_unstable();
+    GuardStatus {
+        lease: Duration::from_nanos(guard.lease),
+        missing,
+    }
 }
 
 /// What these gates hold.

@@ -1,6 +1,7 @@
 //! What `gate status` shows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use gate_common::abi::{Counter, GateStats};
 use serde_json::{Map, Value, json};
@@ -8,8 +9,9 @@ use serde_json::{Map, Value, json};
 use super::attach::{hooks_json, hooks_text};
 use super::{list, millis, span, table, texts};
 use crate::attach::{Attachment, By};
+use crate::endpoint::Endpoint;
 use crate::hooks::Hook;
-use crate::status::{GateStatus, Status};
+use crate::status::{GateStatus, GuardStatus, Status};
 
 /// The table of `gate status`.
 #[must_use]
@@ -42,7 +44,8 @@ pub fn status(status: Option<&Status>) -> String {
     text += &table(&rows);
     let named = status.gates.iter().filter_map(members);
     let allowed = status.gates.iter().filter_map(allowed);
-    let more: String = named.chain(allowed).collect();
+    let missing = status.gates.iter().flat_map(missing);
+    let more: String = named.chain(allowed).chain(missing).collect();
     match more.is_empty() {
         true => text,
         false => text + "\n" + &more,
@@ -53,6 +56,22 @@ pub fn status(status: Option<&Status>) -> String {
 fn allowed(gate: &GateStatus) -> Option<String> {
     let sources = list(&gate.allowed);
     (!sources.is_empty()).then(|| format!("{}: open to {sources}\n", gate.gate))
+}
+
+/// Where a guarded gate has no listener.
+fn missing(gate: &GateStatus) -> Vec<String> {
+    let Some(guard) = &gate.guard else {
+        return Vec::new();
+    };
+    let line = |(endpoint, since): &(Endpoint, Duration)| {
+        let (since, over) = (span(*since), *since >= guard.lease);
+        let what = match over {
+            true => "longer than the guard's lease, so new connections are refused",
+            false => "new connections are held",
+        };
+        format!("{endpoint}: nothing listens, for {since}: {what}\n")
+    };
+    guard.missing.iter().map(line).collect()
 }
 
 /// What a name stands for.
@@ -101,10 +120,13 @@ fn interface_lines(ifindex: u32, attachments: &[&Attachment]) -> String {
 
 fn row(gate: &GateStatus) -> [String; 9] {
     let count = |counters: &[Counter]| sum(&gate.stats, counters).to_string();
-    let mode = match gate.expired {
+    let mut mode = match gate.expired {
         true => "open (lease over)".to_owned(),
         false => gate.mode.name().to_owned(),
     };
+    if gate.guard.is_some() {
+        mode += ", guarded";
+    }
     let longest = match gate.waiting.held {
         0 => "-".to_owned(),
         _ => span(gate.waiting.longest),
@@ -127,6 +149,20 @@ fn sum(stats: &GateStats, counters: &[Counter]) -> u64 {
         .iter()
         .map(|counter| stats.counts[*counter as usize])
         .sum()
+}
+
+fn guard_json(guard: &GuardStatus) -> Value {
+    let missing = guard.missing.iter().map(|(endpoint, since)| {
+        json!({
+            "endpoint": endpoint.to_string(),
+            "missing_ms": millis(*since),
+            "lease_over": *since >= guard.lease,
+        })
+    });
+    json!({
+        "lease_ms": millis(guard.lease),
+        "missing": missing.collect::<Vec<_>>(),
+    })
 }
 
 /// The JSON of `gate status`.
@@ -169,6 +205,7 @@ pub fn status_json(status: Option<&Status>) -> Value {
                 "lease_over": gate.expired,
                 "lease_ms": gate.lease.map(millis),
                 "allowed": texts(&gate.allowed),
+                "guard": gate.guard.as_ref().map(guard_json),
                 "held": gate.waiting.held,
                 "longest_wait_ms": millis(gate.waiting.longest),
                 "counters": counters,

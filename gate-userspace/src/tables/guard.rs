@@ -66,6 +66,14 @@ impl Tables {
         self.forget_missing(lock, |_, missing| missing.gate == gate)
     }
 
+    /// Notes that a socket listens at a destination again.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn found(&mut self, lock: &Lock, endpoint: &EndpointKey) -> Result<()> {
+        self.forget_missing(lock, |missing, _| missing == endpoint)
+    }
+
     /// Lets the data path take the short way again at those of the guarded gates where a listener was
     /// missing, and where nothing is missing or held any more.
     ///

@@ -1,0 +1,319 @@
+//! Watching over guarded gates: as soon as a socket listens again where none did, what is held for it
+//! is released.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use gate_common::flow::{EndpointKey, GateId};
+use gate_common::state::{BootTime, Effective};
+use tokio::time::sleep;
+
+use crate::clock;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::gates::Gate;
+use crate::pins::Pins;
+use crate::release::{Job, Pace, Release, Released, Replayer, Step};
+use crate::signals::Signals;
+use crate::sockets;
+use crate::tables::Tables;
+
+/// Between two looks while all is quiet: a read of a word or two for each gate.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// Between two looks while a listener is missing: what is held waits for this, too.
+const MISSING: Duration = Duration::from_millis(1);
+
+/// Between two releases for one destination: where the data path sees no listener though sock_diag
+/// shows one (a socket bound to a device, say), what is injected comes back at once.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Between two looks whether the maps are still those that are pinned.
+const CURRENT: Duration = Duration::from_secs(1);
+
+/// What the watcher saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing listens there, and connections are held for as long as the lease runs.
+    Missing {
+        /// Where.
+        endpoint: Endpoint,
+        /// The lease.
+        lease: Duration,
+    },
+    /// A socket listens there again.
+    Back {
+        /// Where.
+        endpoint: Endpoint,
+        /// Since the first connection that found none.
+        after: Duration,
+        /// What was held.
+        released: Released,
+    },
+    /// The lease is over, and connections are refused.
+    Over {
+        /// Where.
+        endpoint: Endpoint,
+        /// The lease.
+        lease: Duration,
+    },
+}
+
+/// Why watching ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By this signal. The gates stay guarded.
+    Signal(i32),
+    /// None of the gates is guarded any more.
+    Unguarded,
+}
+
+/// A destination where nothing listened a moment ago.
+struct Outage {
+    gate: GateId,
+    since: BootTime,
+    is_over: bool,
+}
+
+/// What is held for one destination, on its way to the listener.
+struct Releasing {
+    release: Release,
+    endpoint: Endpoint,
+    /// How long nothing listened.
+    after: Duration,
+    /// When its next step is due.
+    due: Instant,
+}
+
+struct Watcher<'a> {
+    pins: &'a Pins,
+    tables: Tables,
+    replayer: Replayer,
+    gates: BTreeSet<GateId>,
+    outages: HashMap<EndpointKey, Outage>,
+    releasing: HashMap<EndpointKey, Releasing>,
+    released: HashMap<EndpointKey, Instant>,
+    looked: Instant,
+}
+
+/// Watches until a signal comes, or none of the gates is guarded any more.
+///
+/// # Errors
+/// Those of the maps and of the injection.
+pub async fn watch(
+    pins: &Pins,
+    gates: &[Gate],
+    signals: &mut Signals,
+    tell: &mut dyn FnMut(&Event),
+) -> Result<End> {
+    let replayer = Replayer::load(pins, &pins.lock()?)?;
+    let mut watcher = Watcher {
+        pins,
+        tables: Tables::open(pins)?,
+        replayer,
+        gates: gates.iter().map(|gate| gate.id).collect(),
+        outages: HashMap::new(),
+        releasing: HashMap::new(),
+        released: HashMap::new(),
+        looked: Instant::now(),
+    };
+    loop {
+        let pause = match watcher.look(tell) {
+            Ok(Some(pause)) => pause,
+            // By `gate guard --off`, or by `gate down`.
+            Ok(None) | Err(Error::NotUp) => return Ok(End::Unguarded),
+            Err(error) => return Err(error),
+        };
+        tokio::select! {
+            biased;
+            signal = signals.next() => return Ok(End::Signal(signal)),
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+impl Watcher<'_> {
+    /// Looks once and does what is to be done; how long to wait for the next time, or none where no
+    /// gate is guarded any more.
+    fn look(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<Option<Duration>> {
+        if self.looked.elapsed() >= CURRENT {
+            self.looked = Instant::now();
+            self.check_current()?;
+        }
+        let now = clock::now();
+        let mut guarded = BTreeSet::new();
+        let mut dirty = BTreeMap::new();
+        for gate in &self.gates {
+            let word = self.tables.state(*gate)?;
+            if !word.is_guarded() {
+                continue;
+            }
+            guarded.insert(*gate);
+            let guard = self.tables.guard(*gate)?;
+            // What a closed gate holds is for whoever opens it.
+            let is_closed = matches!(word.at(|| now), Effective::Closed(_));
+            if guard.dirty != 0 && !is_closed {
+                dirty.insert(*gate, Duration::from_nanos(guard.lease));
+            }
+        }
+        self.gates = guarded;
+        if self.gates.is_empty() {
+            return Ok(None);
+        }
+        if dirty.is_empty() && self.releasing.is_empty() {
+            self.outages.clear();
+            return Ok(Some(QUIET));
+        }
+        self.note(&dirty, now, tell)?;
+        self.begin(&dirty)?;
+        let next = self.step(tell)?;
+        if self.outages.is_empty() && self.releasing.is_empty() {
+            self.calm(&dirty)?;
+        }
+        let runs = self.outages.values().any(|outage| !outage.is_over);
+        let pause = if runs { MISSING } else { QUIET };
+        Ok(Some(next.map_or(pause, |next| next.min(pause))))
+    }
+
+    fn check_current(&self) -> Result<()> {
+        match self.tables.are_current(self.pins) {
+            true => Ok(()),
+            false => Err(Error::NotUp),
+        }
+    }
+
+    /// Notes where a listener is missing, and where one was missing for so short a time that only
+    /// what is held still tells of it.
+    fn note(
+        &mut self,
+        dirty: &BTreeMap<GateId, Duration>,
+        now: BootTime,
+        tell: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        self.outages
+            .retain(|_, outage| dirty.contains_key(&outage.gate));
+        for (key, missing) in self.tables.missing()? {
+            let Some(lease) = dirty.get(&missing.gate).copied() else {
+                continue;
+            };
+            let (endpoint, since) = (Endpoint::from(key), BootTime(missing.since));
+            let known = self.outages.get(&key).map(|outage| outage.since);
+            if known != Some(since) {
+                let outage = Outage {
+                    gate: missing.gate,
+                    since,
+                    is_over: false,
+                };
+                self.outages.insert(key, outage);
+                tell(&Event::Missing { endpoint, lease });
+            }
+            if let Some(outage) = self.outages.get_mut(&key)
+                && !outage.is_over
+                && clock::between(since, now) >= lease
+            {
+                outage.is_over = true;
+                tell(&Event::Over { endpoint, lease });
+            }
+        }
+        if self.outages.is_empty() && self.releasing.is_empty() {
+            for (flow, syn) in self.tables.held()? {
+                if dirty.contains_key(&syn.gate) {
+                    self.outages.entry(flow.endpoint).or_insert(Outage {
+                        gate: syn.gate,
+                        since: BootTime(syn.arrived),
+                        is_over: false,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn calm(&mut self, dirty: &BTreeMap<GateId, Duration>) -> Result<()> {
+        match self.pins.try_lock()? {
+            Some(lock) => self.tables.calm(&lock, &dirty.keys().copied().collect()),
+            // Another command is at work: the next look is soon enough.
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to release what is held for destinations where a socket listens again.
+    fn begin(&mut self, leases: &BTreeMap<GateId, Duration>) -> Result<()> {
+        if self.outages.is_empty() {
+            return Ok(());
+        }
+        self.released.retain(|_, at| at.elapsed() < AGAIN);
+        let waiting = self.outages.keys().copied().map(Endpoint::from);
+        let waiting: Vec<Endpoint> = waiting.collect();
+        let listening = sockets::listening(&waiting)
+            .map_err(Error::call("ask sock_diag for", "listening sockets"))?;
+        for endpoint in listening {
+            let key = EndpointKey::from(endpoint);
+            let is_busy = self.releasing.contains_key(&key) || self.released.contains_key(&key);
+            let Some(outage) = self.outages.get(&key).filter(|_| !is_busy) else {
+                continue;
+            };
+            let (gate, since, now) = (outage.gate, outage.since, clock::now());
+            let word = self.tables.state(gate)?;
+            // Closed by another command this moment: what it holds is for whoever opens it.
+            if matches!(word.at(|| now), Effective::Closed(_)) {
+                continue;
+            }
+            let Some(lock) = self.pins.try_lock()? else {
+                return Ok(());
+            };
+            self.tables.found(&lock, &key)?;
+            drop(lock);
+            let lease = leases.get(&gate).copied().unwrap_or_default();
+            let job = Job::Inject {
+                gate,
+                endpoint,
+                word,
+                until: clock::after(now, lease),
+            };
+            let pace = Pace {
+                rate: None,
+                awaited: vec![endpoint],
+            };
+            self.outages.remove(&key);
+            let releasing = Releasing {
+                release: Release::new(self.pins, job, pace),
+                endpoint,
+                after: clock::between(since, now),
+                due: Instant::now(),
+            };
+            self.releasing.insert(key, releasing);
+        }
+        Ok(())
+    }
+
+    /// Goes on with the releases that are due; how long to wait for the next step of one.
+    fn step(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<Option<Duration>> {
+        let mut done = Vec::new();
+        for (key, releasing) in &mut self.releasing {
+            if Instant::now() < releasing.due {
+                continue;
+            }
+            match releasing
+                .release
+                .step(&mut self.tables, &mut self.replayer)?
+            {
+                Step::Wait(pause) => releasing.due = Instant::now() + pause,
+                Step::Done(released) => {
+                    tell(&Event::Back {
+                        endpoint: releasing.endpoint,
+                        after: releasing.after,
+                        released,
+                    });
+                    done.push(*key);
+                }
+            }
+        }
+        for key in done {
+            self.releasing.remove(&key);
+            self.released.insert(key, Instant::now());
+        }
+        let due = self.releasing.values().map(|releasing| releasing.due).min();
+        Ok(due.map(|due| due.saturating_duration_since(Instant::now())))
+    }
+}
