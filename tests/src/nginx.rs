@@ -56,6 +56,14 @@ impl<'a> Nginx<'a> {
         Ok(proxy)
     }
 
+    /// Starts one at [`PROXY`] that keeps its connections to [`UPSTREAM`] for the next requests, and
+    /// repeats a request whose kept connection turns out to be dead, as nginx does by default.
+    pub fn start_keeping_proxy(topology: &'a Topology) -> Result<Self> {
+        let proxy = Self::run(topology, "proxy", &keeping_proxy())?;
+        topology.run(Side::Server, || listener::wait_until(PROXY, true, LIMIT))?;
+        Ok(proxy)
+    }
+
     fn run(topology: &'a Topology, name: &str, http: &str) -> Result<Self> {
         let nginx = Self {
             topology,
@@ -174,13 +182,28 @@ fn proxy() -> String {
     )
 }
 
+/// What asks the server over connections that it keeps.
+fn keeping_proxy() -> String {
+    format!(
+        "    upstream backend {{ server {UPSTREAM} max_fails=0; keepalive 64; }}\n    \
+         server {{\n        \
+             listen {PROXY} backlog=4096;\n        \
+             location / {{\n            \
+                 proxy_pass http://backend;\n            \
+                 proxy_http_version 1.1;\n            \
+                 proxy_set_header Connection \"\";\n        \
+             }}\n    \
+         }}\n"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_configuration_stays_in_its_folder() {
-        for http in [server(), proxy()] {
+        for http in [server(), proxy(), keeping_proxy()] {
             let text = configuration(Path::new("/run/nginx"), &http);
             let paths: Vec<_> = text
                 .split_whitespace()

@@ -15,11 +15,14 @@ use common::{
     listen, shell, up, wait_until, wait_until_held, without_sock_destroy,
 };
 use gate_tests::exe;
+use gate_tests::load::{Load, Outcome, Request};
+use gate_tests::nginx::{self, Nginx};
 use gate_tests::require::{Feature, has};
 use gate_tests::topology::{CLIENT_V4, Process, Side, Topology, server_v4, server_v6};
+use gate_userspace::clock;
 use gate_userspace::drain;
 use gate_userspace::endpoint::Endpoint;
-use gate_userspace::flush::{self, Flushed};
+use gate_userspace::flush::{self, Flush, Flushed, Options};
 use gate_userspace::sockets::Destroyer;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -294,6 +297,24 @@ fn attempts_that_a_gate_holds_go_on_waiting() {
     }
 }
 
+#[test]
+fn attempts_that_a_guard_holds_go_on_waiting() {
+    if !has(Feature::SockDestroy) {
+        return;
+    }
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", "lo"]);
+    gate(&topology, &["guard", ENDPOINT]);
+    let client = dial(&topology, Side::Server, Dial::to(server_v4(PORT)));
+    wait_until_held(&topology, ENDPOINT, 1);
+    let fields = flush(&topology, Side::Server, &[ENDPOINT, "--json"]);
+    assert_eq!(counts(&fields), [0; 5]);
+    let listener = listen(&topology, server_v4(PORT));
+    gate(&topology, &["guard", "--off", ENDPOINT]);
+    assert_eq!(client.finish(), Ended::Connected);
+    drop(listener);
+}
+
 // ---- A proxy whose backend is dead ----
 
 /// Attempts of a client side that nobody answers.
@@ -508,6 +529,45 @@ fn each_is_looked_at_again_when_its_turn_comes() {
     assert_eq!(error_at(&connected[1].client), Some(libc::ECONNRESET));
     (&connected[2].backend).read_exact(&mut [0; 3]).unwrap();
     assert!(is_alive(&connected[2]));
+}
+
+#[test]
+fn a_proxy_under_load_sees_no_failure_when_its_idle_connections_are_flushed() {
+    if !has(Feature::SockDestroy) {
+        return;
+    }
+    let topology = Topology::new().unwrap();
+    let _backend = Nginx::start(&topology).unwrap();
+    let _proxy = Nginx::start_keeping_proxy(&topology).unwrap();
+    let load = Load::new(nginx::PROXY, 10, Duration::from_secs(4));
+    let load = load.start_at(&topology, Side::Server).unwrap();
+    let upstream = endpoints(&[&nginx::UPSTREAM.to_string()]);
+    let end = load.begin() + Duration::from_secs(4);
+    let flushed = topology.run(Side::Server, || {
+        let mut sum = Flushed::default();
+        while Instant::now() < end {
+            let options = Options {
+                // So long that requests come just when their connection is reset.
+                idle: Some(80 * MS),
+                ..Options::default()
+            };
+            let now = clock::now();
+            let mut flush = Flush::begin(&upstream, options, now)?;
+            while flush.left() > 0 {
+                flush.step(now)?;
+            }
+            sum.backend += flush.flushed().backend;
+            sum.client += flush.flushed().client;
+            sleep(MS);
+        }
+        Ok(sum)
+    });
+    let flushed = flushed.unwrap();
+    let requests = load.finish().unwrap();
+    let failed = requests.iter().filter(|it| it.outcome != Outcome::Ok);
+    println!("{flushed:?} of {} requests", requests.len());
+    assert!(flushed.backend > 0, "{flushed:?}");
+    assert_eq!(failed.collect::<Vec<_>>(), Vec::<&Request>::new());
 }
 
 // ---- Over a time ----

@@ -24,7 +24,7 @@ pub struct Flush {
     #[arg(required = true, value_name = "GATE")]
     targets: Vec<Target>,
     /// Only those over which nothing went for that long, with nothing unread or unacknowledged at
-    /// either side.
+    /// either side. Longer than an answer takes: what the backend works on looks idle.
     #[arg(long, value_name = "TIME", value_parser = lease)]
     idle: Option<Duration>,
     /// Spread them evenly over that time, so that they don't all reconnect at once.

@@ -109,6 +109,8 @@ impl Lister {
     pub fn look(&mut self) -> io::Result<Found> {
         let mut pairs = Pairs::default();
         let mut half_open = 0;
+        // The clients first: of a connection that is made meanwhile the backend's socket is seen.
+        let clients = self.ask(End::Remote)?;
         for answer in self.ask(End::Local)? {
             half_open += usize::from(self.is_half_open(&answer));
             let socket = Socket::read(&answer).filter(Socket::is_open);
@@ -116,7 +118,7 @@ impl Lister {
                 pairs.add_backend(socket, endpoint);
             }
         }
-        for answer in self.ask(End::Remote)? {
+        for answer in clients {
             let socket = Socket::read(&answer).filter(Socket::is_open);
             if let Some((socket, endpoint)) = self.to_endpoint(socket, |it| it.peer) {
                 pairs.add_client(socket, endpoint);
