@@ -68,6 +68,8 @@ pub struct Endured {
     pub counters: BTreeMap<&'static str, u64>,
     /// SYNs that the clients sent again.
     pub sent_again: u64,
+    /// The restart that took longest, and what gate said of it.
+    pub longest: (Duration, String),
     /// From the first restart's start to the last one's end.
     pub took: Duration,
 }
@@ -122,6 +124,11 @@ pub fn endurance(options: &Options) -> Result<()> {
         ms(percentile(&endured.beyond, 99)),
         ms(endured.beyond.last().copied()),
     );
+    println!(
+        "the longest restart took {:.0} ms: {}",
+        ms(Some(endured.longest.0)),
+        endured.longest.1.trim_end(),
+    );
     Ok(())
 }
 
@@ -138,16 +145,21 @@ pub fn endure(options: &Options) -> Result<Endured> {
     let load = load.start_endless(&topology, options.path.client())?;
     sleep(CALM);
     let words = service.restart_command(options.outage)?;
+    let mut longest = (Duration::ZERO, String::new());
     let start = Instant::now();
     for number in 1..=options.restarts {
+        let began = Instant::now();
         let mut command = Command::new(crate::exe::gate()?);
         command
             .args(["restart", &target.to_string(), "--"])
             .args(&words);
-        topology
+        let output = topology
             .output(Side::Server, &mut command, options.outage + LIMIT)?
             .ok()
             .with_context(|| format!("restart {number}"))?;
+        if began.elapsed() > longest.0 {
+            longest = (began.elapsed(), output.stdout);
+        }
     }
     let took = start.elapsed();
     sleep(CALM);
@@ -167,6 +179,7 @@ pub fn endure(options: &Options) -> Result<Endured> {
         counters: counters(&topology, Side::Server, &COUNTERS)?,
         sent_again: counters(&topology, options.path.client(), &[SENT_AGAIN])?[SENT_AGAIN],
         gaps,
+        longest,
         took,
     })
 }
@@ -235,6 +248,7 @@ fn to_json(options: &Options, endured: &Endured, load: [&str; 2]) -> serde_json:
         "restarts": endured.gaps.len(),
         "rate": options.rate,
         "outage_asked": duration(options.outage),
+        "longest_restart_ms": ms(Some(endured.longest.0)),
         "seconds": endured.took.as_secs_f64(),
         "load_average": load,
         "requests": endured.summary.to_json(),
