@@ -185,7 +185,7 @@ impl Release {
     /// Does what can be done now, for some milliseconds at the most.
     ///
     /// # Errors
-    /// Those of the maps and of the injection, and [`Error::Locked`]. The gates are open then all
+    /// Those of the maps and of the injection, and [`Error::Locked`](crate::error::Error::Locked). The gates are open then all
     /// the same, as far as the kernel still answers.
     pub fn step(&mut self, tables: &mut Tables, replayer: &mut Replayer) -> Result<Step> {
         self.step_under(None, tables, replayer)

@@ -64,7 +64,7 @@ pub struct Endured {
     pub beyond: Vec<Duration>,
     /// The times in which nothing listened.
     pub gaps: Vec<Gap>,
-    /// The server's counters of [`COUNTERS`].
+    /// The server's counters of what its listener could not take.
     pub counters: BTreeMap<&'static str, u64>,
     /// SYNs that the clients sent again.
     pub sent_again: u64,
