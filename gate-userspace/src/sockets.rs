@@ -70,6 +70,19 @@ pub fn pending(endpoints: &[Endpoint]) -> io::Result<Pending> {
     look(endpoints, &(StateFlags::LISTEN | StateFlags::SYN_RECV))
 }
 
+/// As [`pending`], but half-open requests are looked for only where nothing is queued: for that the
+/// kernel walks all connections of the host, 0.7 ms for an empty table of 262,144 (Linux 6.18).
+///
+/// # Errors
+/// The kernel's.
+pub fn pending_if_none_queued(endpoints: &[Endpoint]) -> io::Result<Pending> {
+    let listening = look(endpoints, &StateFlags::LISTEN)?;
+    match listening.queued {
+        0 => pending(endpoints),
+        _ => Ok(listening),
+    }
+}
+
 /// Where sockets listen on an endpoint's port, but not for the endpoint.
 ///
 /// # Errors

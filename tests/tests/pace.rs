@@ -345,17 +345,21 @@ fn handshakes_under_way_count_but_not_for_long() {
         let pending = topology.run(Side::Server, || Ok(sockets::pending(&endpoint)?));
         pending.unwrap().half_open
     };
-    wait_until("some are under way", || half_open() > 0);
-    let first = Instant::now();
     let mut steps = Vec::new();
     while !open.has_ended().unwrap() {
-        steps.push((first.elapsed(), half_open()));
+        let half_open = half_open();
+        // The first went after the start, and this many were there before now.
+        steps.push((start.elapsed(), half_open));
         sleep(MS * 5);
     }
     open.wait(LIMIT).unwrap().ok().unwrap();
     // Eight, and eight more each 200 ms.
+    assert!(
+        steps.iter().any(|(_, half_open)| *half_open == 8),
+        "{steps:?}"
+    );
     for (at, half_open) in steps {
-        let most = 8 * (1 + at.as_millis() as usize / 195);
+        let most = 8 * (1 + at.as_millis() as usize / 200);
         assert!(half_open <= most, "{half_open} after {at:?}");
     }
     let took = start.elapsed();
@@ -612,6 +616,40 @@ fn a_signal_during_the_release_of_a_restart_opens_at_once() {
         clients.finish_connected();
         assert_eq!(count(&topology, ENDPOINT, Counter::Released), 25);
     }
+}
+
+#[test]
+fn a_restart_keeps_to_a_rate() {
+    let topology = Topology::new().unwrap();
+    gate(&topology, &["up", INTERFACE]);
+    let _listener = listen(&topology, TARGET, 4096);
+    let args = [
+        "restart",
+        ENDPOINT,
+        "--rate",
+        "50/s",
+        "--max-hold",
+        "60s",
+        "--",
+        "sleep",
+        "1",
+    ];
+    let restart = topology.spawn_gate(args).unwrap();
+    wait_until("it is closed", || mode_of(&topology) == Some("hold"));
+    let clients = Clients::start(&topology, TARGET, 50, None);
+    wait_until_held(&topology, ENDPOINT, 50);
+    wait_until("the first is through", || clients.connected() > 0);
+    let first = Instant::now();
+    let through = clients.connected();
+    restart.wait(LIMIT).unwrap().ok().unwrap();
+    // Each of the others takes 20 ms.
+    let least = MS * 20 * (49 - through as u32);
+    assert!(
+        first.elapsed() >= least,
+        "{:?} after {through}",
+        first.elapsed()
+    );
+    clients.finish_connected();
 }
 
 /// The gate's mode, if there is one by now.

@@ -209,7 +209,7 @@ async fn drive(
             () = healthy(&mut checks) => Event::Healthy,
             _ = queues.tick(), if machine.phase() == Phase::Quiesce => {
                 // A kernel that can't tell (no inet_diag) is taken to have nothing.
-                let pending = sockets::pending(&endpoints).unwrap_or_default();
+                let pending = sockets::pending_if_none_queued(&endpoints).unwrap_or_default();
                 Event::Queues {
                     accepted: pending.queued == 0,
                     settled: pending.half_open == 0,
