@@ -114,6 +114,12 @@ pub enum Error {
         /// The gate.
         gate: String,
     },
+    /// A guarded gate can't be forgotten, nor lose its endpoint to another.
+    #[error("{gate} is guarded: `gate guard {gate} --off` first")]
+    Guarded {
+        /// The gate.
+        gate: String,
+    },
     /// One endpoint of a gate stands for another as well.
     #[error("{endpoint} is one of the addresses that {wildcard} stands for: leave one of them out")]
     Overlap {
@@ -344,7 +350,8 @@ impl Error {
             | Self::NotHere { .. }
             | Self::NoGate { .. }
             | Self::Member { .. }
-            | Self::Closed { .. } => exit::STATE,
+            | Self::Closed { .. }
+            | Self::Guarded { .. } => exit::STATE,
             Self::Overlap { .. } | Self::DrainTooLong { .. } => exit::USAGE,
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::LeaseOver { .. } => exit::LEASE,

@@ -246,6 +246,7 @@ pub struct Defined {
 ///
 /// # Errors
 /// [`Error::Closed`] where the gate, or one that would lose an endpoint, is closed;
+/// [`Error::Guarded`] where one that would lose its endpoint is guarded;
 /// [`Error::Member`] where another named gate has an endpoint; [`Error::Full`]; those of the maps.
 pub fn define(
     pins: &Pins,
@@ -268,6 +269,7 @@ pub fn define(
         for endpoint in gate.endpoints.iter().filter(|it| endpoints.contains(it)) {
             alone(gate, *endpoint)?;
             check_open(tables, gate, now)?;
+            check_unguarded(tables, gate)?;
         }
     }
     let id = match own {
@@ -302,7 +304,7 @@ pub fn define(
 /// Forgets a gate of that name and its endpoints.
 ///
 /// # Errors
-/// [`Error::NoGate`], [`Error::Closed`], and those of the maps.
+/// [`Error::NoGate`], [`Error::Closed`], [`Error::Guarded`], and those of the maps.
 pub fn forget(
     pins: &Pins,
     lock: &Lock,
@@ -312,6 +314,7 @@ pub fn forget(
 ) -> Result<Gate> {
     let gate = named(pins, tables, name)?;
     check_open(tables, &gate, now)?;
+    check_unguarded(tables, &gate)?;
     for endpoint in &gate.endpoints {
         tables.forget_endpoint(lock, *endpoint)?;
     }
@@ -367,6 +370,15 @@ fn check_open(tables: &Tables, gate: &Gate, now: BootTime) -> Result<()> {
             gate: gate.to_string(),
         }),
         Effective::Open | Effective::Expired => Ok(()),
+    }
+}
+
+fn check_unguarded(tables: &Tables, gate: &Gate) -> Result<()> {
+    match tables.state(gate.id)?.is_guarded() {
+        true => Err(Error::Guarded {
+            gate: gate.to_string(),
+        }),
+        false => Ok(()),
     }
 }
 

@@ -304,6 +304,8 @@ impl Tables {
         if word.at(|| now) != holding || !held {
             self.discard(lock, &BTreeSet::from([gate]))?;
         }
+        // A guard's lease begins anew once the gate is open.
+        self.forget_missing(lock, |_, missing| missing.gate == gate)?;
         self.set_state(lock, gate, word, now)
     }
 

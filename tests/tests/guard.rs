@@ -253,6 +253,39 @@ fn what_cannot_be_guarded_is_refused() {
     refused(&topology, &["guard", ENDPOINT], 3, &["gate is not up"]);
 }
 
+#[test]
+fn a_guarded_gate_is_neither_forgotten_nor_taken_apart() {
+    let topology = up();
+    gate(&topology, &["define", "web", ENDPOINT, V6]);
+    gate(&topology, &["guard", "web"]);
+    let words = ["web is guarded", "gate guard web --off"];
+    refused(&topology, &["forget", "web"], 3, &words);
+    gate(&topology, &["guard", "10.0.0.5:9090"]);
+    let words = ["10.0.0.5:9090 is guarded"];
+    refused(&topology, &["define", "other", "10.0.0.5:9090"], 3, &words);
+    held_client(&topology, "web", server_v6(PORT));
+    gate(&topology, &["guard", "web", "--off"]);
+    gate(&topology, &["forget", "web"]);
+}
+
+#[test]
+fn what_a_gate_held_for_longer_than_the_lease_is_not_released() {
+    let topology = up();
+    let watcher = watch(&topology, &[ENDPOINT, "--for", "300ms"]);
+    let client = Clients::one(&topology, server_v4(PORT));
+    wait_until_held(&topology, ENDPOINT, 1);
+    wait_until("the lease is over", || {
+        watcher.stderr().unwrap().contains("are refused")
+    });
+    sleep(400 * MS);
+    let _listener = listen(&topology, server_v4(PORT));
+    wait_until("it is back", || {
+        watcher.stderr().unwrap().contains("listens again")
+    });
+    assert_eq!(count(&topology, ENDPOINT, Counter::Released), 0);
+    client.finish_connected();
+}
+
 // ---- Which listener counts ----
 
 #[test]

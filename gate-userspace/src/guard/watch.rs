@@ -262,6 +262,10 @@ impl Watcher<'_> {
             let Some(lock) = self.pins.try_lock()? else {
                 return Ok(());
             };
+            if outage.is_over {
+                // Clients that have given up long ago.
+                self.tables.settle(&lock, now)?;
+            }
             self.tables.found(&lock, &key)?;
             drop(lock);
             let lease = leases.get(&gate).copied().unwrap_or_default();

@@ -10,24 +10,26 @@ use serde_json::Value;
 use super::{ENDPOINT, LIMIT};
 
 /// Every verb, as it would be used.
-pub const VERBS: [&[&str]; 9] = [
+pub const VERBS: [&[&str]; 10] = [
     &["up", INTERFACE],
     &["down"],
     &["hold", ENDPOINT],
     &["drop", ENDPOINT],
     &["reject", ENDPOINT],
     &["open", ENDPOINT],
+    &["guard", ENDPOINT],
     &["status"],
     &["restart", ENDPOINT, "--", "true"],
     &["log"],
 ];
 
 /// The verbs that close a gate or open it.
-pub const CHANGES: [&[&str]; 5] = [
+pub const CHANGES: [&[&str]; 6] = [
     &["hold", ENDPOINT],
     &["drop", ENDPOINT],
     &["reject", ENDPOINT],
     &["open", ENDPOINT],
+    &["guard", ENDPOINT],
     &["restart", ENDPOINT, "--", "true"],
 ];
 
