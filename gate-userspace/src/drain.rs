@@ -56,6 +56,12 @@ pub fn connections(endpoints: &[Endpoint]) -> Result<Found> {
     Watch::new(endpoints)?.look()
 }
 
+/// How long to wait after a look that took so long.
+#[must_use]
+pub fn pause(took: Duration) -> Duration {
+    (took * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX)
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -186,7 +192,7 @@ impl Machine {
                         _ => Outcome::Remaining,
                     });
                 }
-                let pause = (took * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX);
+                let pause = pause(took);
                 self.next = clock::after(now, pause).min(self.deadline);
             }
         }

@@ -31,7 +31,7 @@ fn each_program_of_the_data_path_is_measured() {
         let json = lab(&args);
         assert_eq!(json["hook"], hook);
         let cases = json["cases"].as_array().unwrap();
-        assert_eq!(cases.len(), 8);
+        assert_eq!(cases.len(), 12);
         for case in cases {
             assert!(case["ns"].as_f64().unwrap() > 0.0, "{case}");
         }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use gate_common::state::BootTime;
+
 use super::{Drain, Then};
 use crate::clock;
-use crate::drain::Watch;
+use crate::drain::{self, Watch};
 use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::flush::{self, Flush, Options};
@@ -23,6 +25,7 @@ pub(super) struct Draining {
     watch: Watch,
     endpoints: Vec<Endpoint>,
     idle: Option<Duration>,
+    next: BootTime,
     drained: Drained,
 }
 
@@ -40,6 +43,7 @@ impl Draining {
             watch: Watch::new(endpoints)?,
             endpoints: endpoints.to_vec(),
             idle: drain.idle,
+            next: clock::now(),
             drained: Drained::default(),
         })
     }
@@ -49,6 +53,19 @@ impl Draining {
     /// # Errors
     /// The kernel's.
     pub fn look(&mut self) -> Result<usize> {
+        let start = clock::now();
+        let looked = self.look_now();
+        let end = clock::now();
+        self.next = clock::after(end, drain::pause(clock::between(start, end)));
+        looked
+    }
+
+    /// When it is time for the next look.
+    pub fn next_look(&self) -> BootTime {
+        self.next
+    }
+
+    fn look_now(&mut self) -> Result<usize> {
         let mut left = self.watch.look()?.connections;
         if let Some(time) = self.idle {
             let all = left.len();

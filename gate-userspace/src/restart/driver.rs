@@ -36,9 +36,6 @@ const POLL: Duration = Duration::from_millis(1);
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// Between two looks at the established connections.
-const DRAIN_POLL: Duration = Duration::from_millis(10);
-
 /// A restart as it was asked for.
 pub struct Request {
     /// The gates to close.
@@ -194,8 +191,6 @@ async fn drive(
     let last_failure = LastFailure::default();
     let mut queues = interval(POLL);
     queues.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut connections = interval(DRAIN_POLL);
-    connections.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut opened = Opened::default();
@@ -215,7 +210,7 @@ async fn drive(
                     settled: pending.half_open == 0,
                 }
             }
-            _ = connections.tick(), if machine.phase() == Phase::Drain => {
+            () = sleep(until_look(draining.as_ref())), if machine.phase() == Phase::Drain => {
                 Event::Connections(look(&mut draining, progress))
             }
             () = sleep(left) => Event::Tick,
@@ -323,6 +318,12 @@ async fn drive(
         open_failure: opened.failure.map(|error| error.to_string()),
         gates,
     })
+}
+
+/// How long until the established connections are looked at.
+fn until_look(draining: Option<&Draining>) -> Duration {
+    let next = draining.map_or(BootTime(0), Draining::next_look);
+    clock::between(clock::now(), next)
 }
 
 /// How many connections there are. Where the kernel doesn't tell there are none: the command is not to
