@@ -6,7 +6,9 @@ use std::time::Duration;
 mod command;
 mod draining;
 pub mod driver;
+mod gates;
 pub mod machine;
+mod phases;
 mod watch;
 
 pub use draining::Drained;

@@ -1,0 +1,221 @@
+//! Closes the gates of a restart, and lets go of them at its end.
+
+use std::time::Duration;
+
+use gate_common::abi::GateStats;
+use gate_common::state::{BootTime, Closed, StateWord};
+use tokio::time::sleep;
+
+use super::draining::Draining;
+use super::driver::Request;
+use crate::datapath::{self, Upped};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::gates::{self, Gate};
+use crate::pins::{Lock, Pins, RestartLock};
+use crate::release::{Job, Pace, Release, Released, Replayer, Step};
+use crate::signals::Signals;
+use crate::tables::{Checks, Tables};
+use crate::{allow, clock, reach, sockets};
+
+/// A gate as this restart closed it.
+pub(super) struct Held {
+    pub gate: Gate,
+    pub word: StateWord,
+    _claim: RestartLock,
+}
+
+/// What [`close`] did, and all that opening will need.
+pub(super) struct Closing {
+    /// What the operator should know of where it is attached.
+    pub notes: Vec<String>,
+    pub passes: Checks,
+    /// All endpoints of the gates.
+    pub endpoints: Vec<Endpoint>,
+    /// Those that had a listener here when they were closed.
+    pub listening: Vec<Endpoint>,
+    pub draining: Option<Draining>,
+    pub attached: Vec<Upped>,
+    pub tables: Tables,
+    pub replayer: Replayer,
+    pub held: Vec<Held>,
+    pub closed_at: BootTime,
+    pub deadline: BootTime,
+    pub before: GateStats,
+}
+
+/// Closes all gates, or none.
+pub(super) fn close(pins: &Pins, request: &Request) -> Result<Closing> {
+    let lock = pins.lock_or_create()?;
+    let closed = pins
+        .check_version()
+        .and_then(|()| gates::meant(pins, &request.targets))
+        .and_then(|endpoints| {
+            let attached = datapath::attach_temporarily(pins, &lock, &endpoints)?;
+            close_locked(pins, &lock, request, endpoints, attached)
+        });
+    if closed.is_err() {
+        if pins.exist() {
+            // The first failure counts.
+            let _second = datapath::detach_temporary(pins, lock);
+        } else {
+            pins.remove_empty(lock);
+        }
+    }
+    closed
+}
+
+fn close_locked(
+    pins: &Pins,
+    lock: &Lock,
+    request: &Request,
+    endpoints: Vec<Endpoint>,
+    attached: Vec<Upped>,
+) -> Result<Closing> {
+    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    if !attached.is_empty() {
+        notes.extend(reach::left_out()?);
+    }
+    notes.extend(allow::warnings(&request.allow));
+    let mut tables = Tables::open(pins)?;
+    let passes = Checks::open(pins)?;
+    let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
+    let listening = endpoints.iter().copied().filter(listens).collect();
+    let drain = request.plan.drain;
+    let draining = drain.map(|drain| Draining::new(&endpoints, drain));
+    let draining = draining.transpose()?;
+    let replayer = Replayer::load(pins, lock)?;
+    tables.settle(lock, clock::now())?;
+    let mut claims = Vec::new();
+    for gate in gates::find_or_make(pins, lock, &mut tables, &request.targets, clock::now())? {
+        let Some(claim) = pins.claim_restart(lock, gate.id)? else {
+            return Err(Error::RestartUnderWay {
+                gate: gate.to_string(),
+            });
+        };
+        claims.push((gate, claim));
+    }
+    let closed_at = clock::now();
+    let deadline = clock::after(closed_at, request.max_hold);
+    let mut word = StateWord::closed(Closed::Hold, deadline).with_checks();
+    if !request.allow.is_empty() {
+        word = word.with_allows();
+    }
+    let held: Vec<Held> = claims
+        .into_iter()
+        .map(|(gate, claim)| Held {
+            gate,
+            word,
+            _claim: claim,
+        })
+        .collect();
+    let before = counts(&tables, &held)?;
+    for held in &held {
+        tables.close_but(lock, held.gate.id, word, &request.allow, clock::now())?;
+    }
+    Ok(Closing {
+        notes,
+        passes,
+        endpoints,
+        listening,
+        draining,
+        attached,
+        tables,
+        replayer,
+        held,
+        closed_at,
+        deadline,
+        before,
+    })
+}
+
+/// What [`open`] did.
+#[derive(Default)]
+pub(super) struct Opened {
+    pub at: BootTime,
+    pub released: Released,
+    pub taken_over: Vec<Gate>,
+    pub failure: Option<Error>,
+}
+
+/// Opens the gates that are still as this restart closed them. Tries for as long as the lease
+/// runs, and for some seconds at least; after that the gates are open anyway. A signal opens at once.
+pub(super) async fn open(
+    pins: &Pins,
+    tables: &mut Tables,
+    replayer: &mut Replayer,
+    held: &[Held],
+    pace: Pace,
+    signals: &mut Signals,
+) -> Opened {
+    let words = held.iter().map(|held| (held.gate.id, held.word)).collect();
+    let mut release = Release::new(pins, Job::Open(words), pace);
+    let mut opened = Opened::default();
+    loop {
+        match release.step(tables, replayer) {
+            Ok(Step::Wait(pause)) => tokio::select! {
+                biased;
+                _ = signals.next() => release.hurry(),
+                () = rest(pause) => {}
+            },
+            Ok(Step::Done(released)) => {
+                opened.released = released;
+                break;
+            }
+            Err(error) => {
+                opened.failure = Some(error);
+                break;
+            }
+        }
+    }
+    let taken_over = release.taken_over();
+    let is_taken = |held: &&Held| taken_over.contains(&held.gate.id);
+    let taken = held.iter().filter(is_taken);
+    opened.taken_over = taken.map(|held| held.gate.clone()).collect();
+    opened.at = match opened.released.opened_at {
+        BootTime(0) => clock::now(),
+        at => at,
+    };
+    opened
+}
+
+/// Sleeps; also where there is no time to, whatever has come is seen.
+async fn rest(pause: Duration) {
+    match pause.is_zero() {
+        true => tokio::task::yield_now().await,
+        false => sleep(pause).await,
+    }
+}
+
+/// Lets the gates that are still as this restart closed them reject new connections. What they held
+/// is forgotten: its clients retransmit, and are rejected then.
+pub(super) fn reject(pins: &Pins, tables: &mut Tables, held: &[Held], until: BootTime) -> Opened {
+    let mut opened = Opened::default();
+    let word = StateWord::closed(Closed::Reject, until);
+    let rejected = pins.lock().and_then(|lock| {
+        let current = tables.are_current(pins);
+        for held in held {
+            if current && tables.state(held.gate.id)?.guarded(false) == held.word {
+                tables.close(&lock, held.gate.id, word, clock::now())?;
+            } else {
+                opened.taken_over.push(held.gate.clone());
+            }
+        }
+        Ok(())
+    });
+    opened.failure = rejected.err();
+    opened.at = clock::now();
+    opened
+}
+
+/// The counters of these gates, summed.
+pub(super) fn counts(tables: &Tables, held: &[Held]) -> Result<GateStats> {
+    let mut sum = GateStats::default();
+    for held in held {
+        let stats = tables.stats(held.gate.id)?;
+        for (sum, count) in sum.counts.iter_mut().zip(stats.counts) {
+            *sum += count;
+        }
+    }
+    Ok(sum)
+}
