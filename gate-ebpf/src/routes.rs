@@ -20,7 +20,7 @@ const TCP: u8 = 6;
 
 const WORDS: usize = size_of::<Lookup>() / size_of::<u64>();
 
-const _: () = assert!(size_of::<Lookup>() <= FRAME_LEN && size_of::<Lookup>() % 8 == 0);
+const _: () = assert!(size_of::<Lookup>() <= FRAME_LEN && size_of::<Lookup>().is_multiple_of(8));
 
 /// Whether a SYN that came in is for this host, by the kernel's own routing decision. A host that
 /// forwards nothing takes in whatever it is sent.

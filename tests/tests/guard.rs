@@ -486,6 +486,28 @@ fn one_attempt_never_reaches_the_stack_twice() {
 }
 
 #[test]
+fn a_restart_and_a_watcher_leave_each_other_alone() {
+    let topology = up();
+    let watcher = watch(&topology, &[ENDPOINT, "--for", "30s"]);
+    let service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    let load = Load::new(server_v4(PORT), 200, Duration::from_secs(2));
+    let running = load.start(&topology).unwrap();
+    let command = service.restart_command(300 * MS).unwrap();
+    let words: Vec<&str> = command.iter().map(|it| it.to_str().unwrap()).collect();
+    let restarted = restart(&topology, &[], &words);
+    assert_eq!(restarted.code(), 0, "{restarted}");
+    assert!(restarted.stdout.contains("now released"), "{restarted}");
+    let requests = running.finish().unwrap();
+    assert_none(&requests, &Outcome::ERRORS);
+    let slow = requests
+        .iter()
+        .filter(|r| r.latency >= BEFORE_RETRANSMISSION);
+    assert_eq!(slow.count(), 0);
+    assert!(!watcher.has_ended().unwrap());
+    assert_guarded(&topology, ENDPOINT, true);
+}
+
+#[test]
 fn a_listener_that_flaps_refuses_nobody() {
     let topology = up();
     let _watcher = watch(&topology, &[ENDPOINT, "--for", "30s"]);
