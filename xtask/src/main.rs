@@ -84,6 +84,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What clients of real software see, with a gate and without, in the scenarios of docs/recipes
+    Recipes {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// What a gate leaves of the throughput and of new connections a second
     Throughput {
         /// Arguments for the benchmark
@@ -124,6 +130,10 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Bench(Bench::Restart { args }) => {
             let nginx = programs::nginx(&Cache::open()?)?;
             return lab(&["bench", "restart"], args, nginx);
+        }
+        Task::Bench(Bench::Recipes { args }) => {
+            let programs = programs::recipes(&Cache::open()?)?;
+            return lab(&["bench", "recipes"], args, programs);
         }
         Task::Bench(Bench::Throughput { args }) => {
             let iperf3 = programs::iperf3(&Cache::open()?)?;

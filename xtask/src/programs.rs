@@ -13,50 +13,137 @@ use crate::rustc;
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 struct Program {
-    /// Its name.
+    /// Its name, and that of its folder in the cache.
     name: &'static str,
-    /// Debian's package.
-    package: &'static str,
-    /// Where the package has it.
-    folder: &'static str,
+    /// Debian's packages: its own first.
+    packages: &'static [&'static str],
+    /// Whether to take a package that it needs even where the system has it.
+    always: fn(&str) -> bool,
+    /// Where its package has it.
+    path: &'static str,
     /// How it tells its version.
     version: &'static str,
     /// The variables that tell the tests where it is, and where its libraries are.
     variables: [&'static str; 2],
+    /// What else the tests must know: a variable, and a folder or a file of the packages.
+    folders: &'static [(&'static str, &'static str)],
+    /// What runs it.
+    by: By,
+    /// Other suites of Debian's archive than the system's.
+    suites: &'static [&'static str],
 }
+
+/// What runs a program. One that brings that with it is never the system's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// The kernel.
+    Itself,
+    /// A Python whose home this folder of the packages is.
+    Python(&'static str),
+    /// The loader of a newer C library than the system's.
+    Loader(&'static str),
+}
+
+/// What most of them are.
+const PLAIN: Program = Program {
+    name: "",
+    packages: &[],
+    always: |_| false,
+    path: "",
+    version: "-v",
+    variables: ["", ""],
+    folders: &[],
+    by: By::Itself,
+    suites: &[],
+};
 
 /// The web server.
 const NGINX: Program = Program {
     name: "nginx",
-    package: "nginx",
-    folder: "usr/sbin",
-    version: "-v",
+    packages: &["nginx"],
+    path: "usr/sbin/nginx",
     variables: ["GATE_TEST_NGINX", "GATE_TEST_NGINX_LIBS"],
+    ..PLAIN
 };
 
 /// The firewall's tool.
 const NFT: Program = Program {
     name: "nft",
-    package: "nftables",
-    folder: "usr/sbin",
+    packages: &["nftables"],
+    path: "usr/sbin/nft",
     version: "--version",
     variables: ["GATE_TEST_NFT", "GATE_TEST_NFT_LIBS"],
+    ..PLAIN
 };
 
 /// What measures throughput.
 const IPERF3: Program = Program {
     name: "iperf3",
-    package: "iperf3",
-    folder: "usr/bin",
-    version: "-v",
+    packages: &["iperf3"],
+    path: "usr/bin/iperf3",
     variables: ["GATE_TEST_IPERF3", "GATE_TEST_IPERF3_LIBS"],
+    ..PLAIN
+};
+
+/// A web server that is also a reverse proxy.
+const APACHE: Program = Program {
+    name: "apache2",
+    packages: &["apache2-bin"],
+    path: "usr/sbin/apache2",
+    variables: ["GATE_TEST_APACHE", "GATE_TEST_APACHE_LIBS"],
+    folders: &[("GATE_TEST_APACHE_MODULES", "usr/lib/apache2/modules")],
+    ..PLAIN
+};
+
+/// The load balancer.
+const HAPROXY: Program = Program {
+    name: "haproxy",
+    packages: &["haproxy"],
+    path: "usr/sbin/haproxy",
+    variables: ["GATE_TEST_HAPROXY", "GATE_TEST_HAPROXY_LIBS"],
+    ..PLAIN
+};
+
+/// Debian 13's, because Debian 12's aborts when `maxconn` is raised with connections pending.
+const HAPROXY_3: Program = Program {
+    name: "haproxy-3",
+    always: |name| name.starts_with("lib") || name.starts_with("zlib"),
+    variables: ["GATE_TEST_HAPROXY_3", "GATE_TEST_HAPROXY_3_LIBS"],
+    folders: &[("GATE_TEST_HAPROXY_3_LOADER", LOADER)],
+    by: By::Loader(LOADER),
+    suites: &["trixie"],
+    ..HAPROXY
+};
+
+/// Where Debian 13's C library has its loader.
+const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+
+/// The application server.
+const GUNICORN: Program = Program {
+    name: "gunicorn",
+    packages: &["gunicorn", "python3-gunicorn"],
+    always: |name| name.starts_with("python3") || name.starts_with("libpython3"),
+    path: "usr/bin/gunicorn",
+    version: "--version",
+    variables: ["GATE_TEST_GUNICORN", "GATE_TEST_GUNICORN_LIBS"],
+    folders: &[("GATE_TEST_GUNICORN_PYTHON", "usr")],
+    by: By::Python("usr"),
+    ..PLAIN
+};
+
+/// The firewall's older tool.
+const IPTABLES: Program = Program {
+    name: "iptables",
+    packages: &["iptables"],
+    path: "usr/sbin/iptables-nft",
+    version: "--version",
+    variables: ["GATE_TEST_IPTABLES", "GATE_TEST_IPTABLES_LIBS"],
+    ..PLAIN
 };
 
 /// The variables that tell the tests which programs to run.
 pub fn ensure(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
-    let mut variables = nginx(cache)?;
-    variables.extend(one(cache, NFT)?);
-    Ok(variables)
+    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN])
 }
 
 /// Those for nginx alone.
@@ -69,32 +156,55 @@ pub fn iperf3(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
     one(cache, IPERF3)
 }
 
+/// Those for the scenarios of the recipes, and for what they are compared with.
+pub fn recipes(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(
+        cache,
+        &[NGINX, APACHE, HAPROXY, HAPROXY_3, GUNICORN, IPTABLES],
+    )
+}
+
+fn all(cache: &Cache, programs: &[Program]) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut variables = Vec::new();
+    for &program in programs {
+        variables.extend(one(cache, program)?);
+    }
+    Ok(variables)
+}
+
 fn one(cache: &Cache, program: Program) -> Result<Vec<(&'static str, PathBuf)>> {
     let [path, libraries] = program.variables;
     if let Some(installed) = program.installed() {
-        return Ok(vec![(path, installed)]);
+        let mut variables = vec![(path, installed)];
+        variables.extend(program.folders_in(Path::new("/")));
+        return Ok(variables);
     }
     let root = cache.path(program.name);
     if program.check(&root).is_err() {
         program.fetch(cache).with_context(|| {
-            let Program { name, package, .. } = program;
+            let Program { name, packages, .. } = program;
             format!(
                 "the live tests and benchmarks need {name}, and it could not be fetched; install the package \
-                 {package}"
+                 {}",
+                packages[0]
             )
         })?;
     }
-    let mut variables = vec![(path, program.path(&root))];
+    let mut variables = vec![(path, root.join(program.path))];
     let folders = library_folders(&root)?;
     if !folders.as_os_str().is_empty() {
         variables.push((libraries, folders));
     }
+    variables.extend(program.folders_in(&root));
     Ok(variables)
 }
 
 impl Program {
     /// A user's PATH often lacks the folder of services.
     fn installed(self) -> Option<PathBuf> {
+        if self.by != By::Itself {
+            return None;
+        }
         find(self.name).or_else(|| {
             ["/usr/sbin", "/usr/local/sbin"]
                 .iter()
@@ -108,8 +218,11 @@ impl Program {
             bail!("there is no apt");
         }
         cache.install(self.name, |scratch| {
-            let apt = Apt::open(scratch)?;
-            let packages = apt.with_needs(&[self.package], |_| false)?;
+            let mut apt = Apt::open(scratch)?;
+            if !self.suites.is_empty() {
+                apt = apt.of_suites(self.suites)?;
+            }
+            let packages = apt.with_needs(self.packages, self.always)?;
             eprintln!(
                 "Fetching {} for tests and benchmarks ({}). It is only unpacked, into {}; nothing is \
                  installed or started.",
@@ -124,13 +237,31 @@ impl Program {
         Ok(())
     }
 
-    fn path(self, root: &Path) -> PathBuf {
-        root.join(self.folder).join(self.name)
+    fn folders_in(self, root: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let folders = self.folders.iter();
+        folders.map(move |(variable, folder)| (*variable, root.join(folder)))
     }
 
     fn check(self, root: &Path) -> Result<()> {
-        let mut command = Command::new(self.path(root));
+        let path = root.join(self.path);
         let folders = library_folders(root)?;
+        let mut command = match self.by {
+            By::Itself => Command::new(&path),
+            By::Loader(loader) => {
+                let mut command = Command::new(root.join(loader));
+                command.arg(&path);
+                command
+            }
+            By::Python(home) => {
+                let home = root.join(home);
+                let mut command = Command::new(home.join("bin/python3"));
+                command
+                    .arg(&path)
+                    .env("PYTHONPATH", home.join("lib/python3/dist-packages"))
+                    .env("PYTHONHOME", home);
+                command
+            }
+        };
         output(command.arg(self.version).env("LD_LIBRARY_PATH", folders))?;
         Ok(())
     }

@@ -243,9 +243,20 @@ impl Parts {
             ("GATE_BIN", "GATE_BIN_LIBS"),
             ("GATE_TEST_NGINX", "GATE_TEST_NGINX_LIBS"),
             ("GATE_TEST_NFT", "GATE_TEST_NFT_LIBS"),
+            ("GATE_TEST_APACHE", "GATE_TEST_APACHE_LIBS"),
+            ("GATE_TEST_HAPROXY", "GATE_TEST_HAPROXY_LIBS"),
+            ("GATE_TEST_GUNICORN", "GATE_TEST_GUNICORN_LIBS"),
         ] {
             if let Some(program) = value(program) {
                 image.program(program, value(libraries))?;
+            }
+        }
+        for (folder, libraries) in [
+            ("GATE_TEST_APACHE_MODULES", "GATE_TEST_APACHE_LIBS"),
+            ("GATE_TEST_GUNICORN_PYTHON", "GATE_TEST_GUNICORN_LIBS"),
+        ] {
+            if let Some(folder) = value(folder) {
+                image.tree(folder, value(libraries))?;
             }
         }
         image.program(&cargo::binary("release", "gate-lab")?, None)?;

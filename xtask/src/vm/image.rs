@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::cpio::Archive;
 use super::matrix::Vm;
 use super::packages::Unpacked;
-use crate::process::{find, output};
+use crate::process::{find, is_program, output};
 
 const INIT: &str = include_str!("init.sh");
 
@@ -111,6 +111,28 @@ impl Image {
         for library in needed(&text) {
             if self.known.insert(library.clone()) {
                 self.archive.host(&library)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All files below a folder where the host has it, and what its programs and modules need.
+    pub fn tree(&mut self, folder: &Path, libraries: Option<&Path>) -> Result<()> {
+        let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("list {}", folder.display()))?;
+            let path = entry.path();
+            let kind = entry.file_type();
+            if kind
+                .with_context(|| format!("look at {}", path.display()))?
+                .is_dir()
+            {
+                self.tree(&path, libraries)?;
+            } else if is_program(&path) || path.extension().is_some_and(|end| end == "so") {
+                self.program(&path, libraries)?;
+            } else if path.is_file() {
+                // What leads nowhere, as into an /etc that is not unpacked, is left out.
+                self.archive.host(&path)?;
             }
         }
         Ok(())
