@@ -4,6 +4,7 @@ mod baseline;
 pub mod datapath;
 pub mod endurance;
 pub mod path;
+pub mod recipes;
 pub mod restart;
 mod single;
 mod spread;

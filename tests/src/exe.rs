@@ -35,6 +35,16 @@ pub fn foreign(name: &str, variable: &str) -> Result<PathBuf> {
         .with_context(|| format!("no {name}; install the package {name} or set {variable}"))
 }
 
+/// The shell words that run a program that is not Gate's: its path, and before it what the loader
+/// must know where `variable` with `_LIBS` says so.
+pub fn foreign_words(name: &str, variable: &str) -> Result<String> {
+    let program = foreign(name, variable)?;
+    let libraries = std::env::var(format!("{variable}_LIBS"))
+        .map(|folders| format!("LD_LIBRARY_PATH='{folders}' "))
+        .unwrap_or_default();
+    Ok(format!("{libraries}'{}'", program.display()))
+}
+
 /// A program in the folder of this one, or in the folder above: cargo puts tests into `deps`.
 fn sibling(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;

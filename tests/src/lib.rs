@@ -5,6 +5,9 @@
 //! | [`topology`] | a client and a server network namespace, joined by a veth pair |
 //! | [`backend`], [`bounce`], [`service`] | a small HTTP backend, its restart command, and both in a topology |
 //! | [`nginx`] | the same for a real nginx, and one in front of it |
+//! | [`apache`], [`haproxy`], [`gunicorn`] | other real servers |
+//! | [`mod@recipes`] | what happens in the recipes, with them |
+//! | [`iptables`] | what people do without Gate |
 //! | [`nft`] | a firewall, and what it counts |
 //! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
@@ -19,6 +22,7 @@
 //!
 //! Nothing here sends a packet outside namespaces it made itself, and nothing outlives the process.
 
+pub mod apache;
 pub mod backend;
 pub mod bench;
 pub mod bounce;
@@ -27,13 +31,17 @@ pub mod chart;
 pub mod demo;
 pub mod exe;
 pub mod foreign;
+pub mod gunicorn;
+pub mod haproxy;
 pub mod iperf3;
+pub mod iptables;
 pub mod kernel;
 pub mod listener;
 pub mod load;
 pub mod nft;
 pub mod nginx;
 pub mod packet;
+pub mod recipes;
 pub mod require;
 pub mod service;
 pub mod stop;

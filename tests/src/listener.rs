@@ -13,7 +13,7 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
-use crate::topology::{Side, Topology};
+use crate::topology::{Place, Side, Topology};
 
 /// How often the kernel is asked, and so how exact the times are.
 pub const SAMPLE: Duration = Duration::from_millis(1);
@@ -124,11 +124,20 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch.
+    /// Starts to watch in the server namespace.
     pub fn start(topology: &Topology, address: SocketAddr) -> Result<Self> {
+        Self::start_at(topology, Side::Server, address)
+    }
+
+    /// As [`start`](Self::start), in any namespace.
+    pub fn start_at(
+        topology: &Topology,
+        place: impl Into<Place>,
+        address: SocketAddr,
+    ) -> Result<Self> {
         let wanted = Arc::new(());
         let mine = Arc::clone(&wanted);
-        let thread = topology.start(Side::Server, move || {
+        let thread = topology.start(place, move || {
             let probe = Probe::open()?;
             let mut gaps = Gaps::default();
             while Arc::strong_count(&mine) > 1 {

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
 use crate::backend::raise_file_limit;
-use crate::topology::{Side, Topology};
+use crate::topology::{Place, Side, Topology};
 
 /// From starting the generator to the first arrival: enough to be ready for it.
 const LEAD: Duration = Duration::from_millis(50);
@@ -125,6 +125,8 @@ pub struct Load {
     pub duration: Duration,
     /// How long one may take, from when it was due.
     pub timeout: Duration,
+    /// The paths that are asked for, in turn.
+    pub paths: &'static [&'static str],
 }
 
 impl Load {
@@ -135,6 +137,7 @@ impl Load {
             rate,
             duration,
             timeout: Duration::from_secs(10),
+            paths: &["/"],
         }
     }
 
@@ -143,19 +146,19 @@ impl Load {
         self.start_at(topology, Side::Client)
     }
 
-    /// As [`start`](Self::start), in the namespace of `side`.
-    pub fn start_at(self, topology: &Topology, side: Side) -> Result<Running> {
+    /// As [`start`](Self::start), in any namespace.
+    pub fn start_at(self, topology: &Topology, place: impl Into<Place>) -> Result<Running> {
         let begin = Instant::now() + LEAD;
-        let thread = topology.start(side, move || self.run(begin))?;
+        let thread = topology.start(place, move || self.run(begin))?;
         Ok(Running { begin, thread })
     }
 
     /// As [`start_at`](Self::start_at), but it goes on until it is told to end.
-    pub fn start_endless(self, topology: &Topology, side: Side) -> Result<Endless> {
+    pub fn start_endless(self, topology: &Topology, place: impl Into<Place>) -> Result<Endless> {
         let begin = Instant::now() + LEAD;
         let wanted = Arc::new(());
         let mine = Arc::clone(&wanted);
-        let thread = topology.start(side, move || {
+        let thread = topology.start(place, move || {
             raise_file_limit()?;
             let is_wanted = |_| Arc::strong_count(&mine) > 1;
             runtime()?.block_on(self.generate(begin, is_wanted))
@@ -190,11 +193,12 @@ impl Load {
     ) -> Result<Vec<Request>> {
         let alarm = Alarm::new()?;
         let mut flying = JoinSet::new();
-        for i in (0..).take_while(|made| is_wanted(*made)) {
+        let paths = self.paths.iter().cycle();
+        for (i, &path) in (0..).take_while(|made| is_wanted(*made)).zip(paths) {
             let at = self.due(i);
             alarm.wait(begin + at).await?;
             flying.spawn(async move {
-                let outcome = get(self.target, "/", begin + at + self.timeout).await;
+                let outcome = get(self.target, path, begin + at + self.timeout).await;
                 Request {
                     at,
                     latency: (begin + at).elapsed(),
@@ -236,6 +240,11 @@ pub struct Endless {
 }
 
 impl Endless {
+    /// When the first request is due.
+    pub fn begin(&self) -> Instant {
+        self.running.begin
+    }
+
     /// Ends it, waits until every request has ended, and returns when the first was due, and all of
     /// them in the order they were due.
     pub fn finish(self) -> Result<(Instant, Vec<Request>)> {
@@ -272,7 +281,23 @@ async fn exchange(target: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(256);
     stream.read_to_end(&mut answer).await?;
+    if is_cut_off(&answer) {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
     Ok(answer)
+}
+
+/// Whether an answer has fewer bytes than its head says.
+fn is_cut_off(answer: &[u8]) -> bool {
+    let Some(head) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+        return !answer.is_empty();
+    };
+    let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|length| length.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() - head - 4 < length)
 }
 
 /// Wakes at a given time, to some 50 µs; the runtime's own timer knows only milliseconds.
@@ -361,6 +386,16 @@ mod tests {
         );
         assert_eq!(Outcome::of_answer(b""), Outcome::Other);
         assert_eq!(Outcome::of_answer(b"SSH-2.0"), Outcome::Other);
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_its_head_says() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+        assert!(!is_cut_off(format!("{head}ok\n").as_bytes()));
+        assert!(is_cut_off(format!("{head}ok").as_bytes()));
+        assert!(is_cut_off(b"HTTP/1.1 200 OK\r\nContent-"));
+        assert!(!is_cut_off(b"HTTP/1.0 503 Busy\r\n\r\nbusy"));
+        assert!(!is_cut_off(b""));
     }
 
     #[test]

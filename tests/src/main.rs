@@ -53,6 +53,8 @@ enum Bench {
     Endurance(bench::endurance::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
     Restart(bench::restart::Options),
+    /// What clients of real software see, with a gate and without
+    Recipes(bench::recipes::Options),
     /// What a gate leaves of the throughput and of new connections a second
     Throughput(bench::throughput::Options),
 }
@@ -78,6 +80,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
+        Command::Bench(Bench::Recipes(options)) => bench::recipes::recipes(options),
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),
         Command::Backend(options) => backend::serve(options),
         Command::Bounce(options) => bounce::bounce(options),

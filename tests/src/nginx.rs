@@ -9,13 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::topology::{SCRATCH, Side, Topology, server_v4, server_v6};
+use crate::topology::{Place, SCRATCH, Side, Topology, server_v4, server_v6};
 use crate::{exe, listener, text};
 
 /// The environment variable that names the nginx to use.
 pub const NGINX: &str = "GATE_TEST_NGINX";
-/// The environment variable with the folders of its libraries, if they are not where they belong.
-pub const NGINX_LIBS: &str = "GATE_TEST_NGINX_LIBS";
 /// The port it listens on, over IPv4 and over IPv6.
 pub const PORT: u16 = 8080;
 
@@ -34,14 +32,15 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A running nginx.
 pub struct Nginx<'a> {
     topology: &'a Topology,
-    program: PathBuf,
+    place: Place,
+    program: String,
     folder: PathBuf,
 }
 
 impl<'a> Nginx<'a> {
     /// Writes a configuration for one worker and starts it; returns when it listens.
     pub fn start(topology: &'a Topology) -> Result<Self> {
-        let nginx = Self::run(topology, "nginx", &server())?;
+        let nginx = Self::run(topology, Side::Server, "nginx", &server())?;
         for address in nginx.addresses() {
             topology.run(Side::Server, || listener::wait_until(address, true, LIMIT))?;
         }
@@ -51,7 +50,7 @@ impl<'a> Nginx<'a> {
     /// Starts one at [`PROXY`] that makes a new connection to [`UPSTREAM`] for each request, tries
     /// no other and forgives none that fails.
     pub fn start_proxy(topology: &'a Topology) -> Result<Self> {
-        let proxy = Self::run(topology, "proxy", &proxy())?;
+        let proxy = Self::run(topology, Side::Server, "proxy", &proxy())?;
         topology.run(Side::Server, || listener::wait_until(PROXY, true, LIMIT))?;
         Ok(proxy)
     }
@@ -59,26 +58,57 @@ impl<'a> Nginx<'a> {
     /// Starts one at [`PROXY`] that keeps its connections to [`UPSTREAM`] for the next requests, and
     /// repeats a request whose kept connection turns out to be dead, as nginx does by default.
     pub fn start_keeping_proxy(topology: &'a Topology) -> Result<Self> {
-        let proxy = Self::run(topology, "proxy", &keeping_proxy())?;
+        let proxy = Self::run(topology, Side::Server, "proxy", &keeping_proxy())?;
         topology.run(Side::Server, || listener::wait_until(PROXY, true, LIMIT))?;
         Ok(proxy)
     }
 
-    fn run(topology: &'a Topology, name: &str, http: &str) -> Result<Self> {
+    /// Starts one anywhere with this `http` block, which listens on `address`.
+    pub fn start_with(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        name: &str,
+        address: SocketAddr,
+        http: &str,
+    ) -> Result<Self> {
+        let nginx = Self::run(topology, place, name, http)?;
+        let listens = || listener::wait_until(address, true, LIMIT);
+        topology.run(nginx.place.clone(), listens)?;
+        Ok(nginx)
+    }
+
+    fn run(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        name: &str,
+        http: &str,
+    ) -> Result<Self> {
         let nginx = Self {
             topology,
-            program: exe::foreign("nginx", NGINX)?,
+            place: place.into(),
+            program: exe::foreign_words("nginx", NGINX)?,
             folder: Path::new(SCRATCH).join(name),
         };
-        let file = nginx.folder.join("nginx.conf");
-        topology.run(Side::Server, || {
-            std::fs::create_dir_all(&nginx.folder)
-                .with_context(|| format!("create {}", nginx.folder.display()))?;
-            std::fs::write(&file, configuration(&nginx.folder, http))
+        nginx.configure("nginx.conf", http)?;
+        nginx.shell(&nginx.start_line())?;
+        Ok(nginx)
+    }
+
+    /// Writes a configuration into its folder, and returns where.
+    pub fn configure(&self, name: &str, http: &str) -> Result<PathBuf> {
+        let file = self.folder.join(name);
+        self.topology.run(self.place.clone(), || {
+            std::fs::create_dir_all(&self.folder)
+                .with_context(|| format!("create {}", self.folder.display()))?;
+            std::fs::write(&file, configuration(&self.folder, http))
                 .with_context(|| format!("write {}", file.display()))
         })?;
-        nginx.shell(&nginx.words())?;
-        Ok(nginx)
+        Ok(file)
+    }
+
+    /// The configuration that it reads when it starts.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("nginx.conf")
     }
 
     /// Where it listens.
@@ -96,14 +126,39 @@ impl<'a> Nginx<'a> {
             address = server_v4(PORT),
             outage = text::duration(outage),
             gone = GONE,
-            start = self.words(),
+            start = self.start_line(),
         );
         Ok(["sh".into(), "-c".into(), line.into()].to_vec())
     }
 
+    /// What it has written to its log of errors.
+    pub fn errors(&self) -> String {
+        let log = self.folder.join("error.log");
+        let read = || Ok(std::fs::read_to_string(&log)?);
+        self.topology
+            .run(self.place.clone(), read)
+            .unwrap_or_default()
+    }
+
     /// Stops it; returns when its processes are gone.
     pub fn stop(&self) -> Result<()> {
-        self.shell(&format!("{} && {GONE}", self.stop_line()))
+        self.shell(&self.stop_and_wait_line())
+    }
+
+    /// Ends all its processes by SIGKILL.
+    pub fn kill(&self) -> Result<()> {
+        let pid = self.folder.join("nginx.pid");
+        // The master first: one that lives would start other workers.
+        self.shell(&format!(
+            "read pid < '{}' && workers=$(cat /proc/$pid/task/$pid/children) && \
+             kill -KILL $pid $workers && {GONE}",
+            pid.display()
+        ))
+    }
+
+    /// The shell line that stops it, and returns when its processes are gone.
+    pub fn stop_and_wait_line(&self) -> String {
+        format!("{} && {GONE}", self.stop_line())
     }
 
     /// Notes the master's process id, for [`GONE`], and tells it to finish what it has and end,
@@ -113,26 +168,23 @@ impl<'a> Nginx<'a> {
         format!("read pid < '{}' && kill -QUIT $pid", pid.display())
     }
 
-    /// The command line that starts nginx.
-    fn words(&self) -> String {
-        let libraries = std::env::var(NGINX_LIBS)
-            .map(|folders| format!("LD_LIBRARY_PATH='{folders}' "))
-            .unwrap_or_default();
-        let (program, folder) = (self.program.display(), self.folder.display());
-        format!("{libraries}'{program}' -p '{folder}' -e error.log -c nginx.conf")
+    /// The shell line that starts nginx.
+    pub fn start_line(&self) -> String {
+        let (program, folder) = (&self.program, self.folder.display());
+        format!("{program} -p '{folder}' -e error.log -c nginx.conf")
     }
 
     fn shell(&self, line: &str) -> Result<()> {
         let mut command = Command::new("sh");
         self.topology
-            .output(Side::Server, command.args(["-c", line]), LIMIT)?
+            .output(self.place.clone(), command.args(["-c", line]), LIMIT)?
             .ok()?;
         Ok(())
     }
 }
 
 /// Waits until the process `$pid` is gone. It is nobody's child here, so no zombie stays.
-const GONE: &str = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
+pub(crate) const GONE: &str = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
 
 /// A configuration that touches nothing outside `folder`.
 fn configuration(folder: &Path, http: &str) -> String {

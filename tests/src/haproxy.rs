@@ -1,0 +1,184 @@
+//! A real HAProxy. All it writes is in the topology's own folder in memory.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::topology::{Place, Process, SCRATCH, Topology};
+use crate::{exe, listener};
+
+/// How long HAProxy may take to start.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Which HAProxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The system's.
+    System,
+    /// Debian 13's.
+    Three,
+}
+
+impl Release {
+    /// The variable that names the program.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::System => "GATE_TEST_HAPROXY",
+            Self::Three => "GATE_TEST_HAPROXY_3",
+        }
+    }
+
+    /// Debian 13's needs a newer C library than the system may have, and so that one's loader.
+    fn command(self) -> Result<Command> {
+        let variable = self.variable();
+        let program = exe::foreign("haproxy", variable)?;
+        let mut command = match std::env::var_os(format!("{variable}_LOADER")) {
+            Some(loader) => Command::new(loader),
+            None => Command::new("env"),
+        };
+        command.arg(program);
+        if let Some(folders) = std::env::var_os(format!("{variable}_LIBS")) {
+            command.env("LD_LIBRARY_PATH", folders);
+        }
+        Ok(command)
+    }
+}
+
+/// What it does about a server that refuses a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retries {
+    /// It tries thrice more, a second apart, which is its default.
+    Default,
+    /// Nothing.
+    None,
+}
+
+/// A running HAProxy with one frontend, `web`, and one backend.
+pub struct HaProxy<'a> {
+    topology: &'a Topology,
+    place: Place,
+    socket: PathBuf,
+    process: Process,
+}
+
+impl<'a> HaProxy<'a> {
+    /// Starts one at `listen` before these servers; returns when it listens.
+    pub fn start(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        release: Release,
+        retries: Retries,
+        listen: SocketAddr,
+        servers: &[SocketAddr],
+    ) -> Result<Self> {
+        let place = place.into();
+        let folder = Path::new(SCRATCH).join("haproxy");
+        let (file, socket) = (folder.join("haproxy.cfg"), folder.join("admin.sock"));
+        let text = configuration(&socket, retries, listen, servers);
+        topology.run(place.clone(), || {
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("create {}", folder.display()))?;
+            std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+        })?;
+        let mut command = release.command()?;
+        let process = topology.spawn(place.clone(), command.arg("-f").arg(&file))?;
+        topology
+            .run(place.clone(), || listener::wait_until(listen, true, LIMIT))
+            .with_context(|| format!("start HAProxy: {}", process.stderr().unwrap_or_default()))?;
+        Ok(Self {
+            topology,
+            place,
+            socket,
+            process,
+        })
+    }
+
+    /// Gives it a command by its socket, and returns its answer.
+    pub fn ask(&self, command: &str) -> Result<String> {
+        self.topology.run(self.place.clone(), || {
+            let mut stream = UnixStream::connect(&self.socket)
+                .with_context(|| format!("connect to {}", self.socket.display()))?;
+            stream.write_all(format!("{command}\n").as_bytes())?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.trim().to_owned())
+        })
+    }
+
+    /// The connections that clients have to the frontend.
+    pub fn clients(&self) -> Result<u64> {
+        let table = self.ask("show stat")?;
+        current(&table).with_context(|| format!("no frontend in {table}"))
+    }
+
+    /// How it ended, if it did by itself.
+    pub fn fate(&self) -> Result<Option<String>> {
+        if !self.process.has_ended()? {
+            return Ok(None);
+        }
+        Ok(Some(self.process.wait(LIMIT)?.status.to_string()))
+    }
+}
+
+/// The column `scur` of the frontend's row.
+fn current(table: &str) -> Option<u64> {
+    let mut lines = table.lines();
+    let column = lines.next()?.split(',').position(|name| name == "scur")?;
+    let row = lines.find(|line| line.starts_with("web,FRONTEND,"))?;
+    row.split(',').nth(column)?.parse().ok()
+}
+
+/// HAProxy's documentation calls these timeouts usual; the checks are its defaults.
+fn configuration(
+    socket: &Path,
+    retries: Retries,
+    listen: SocketAddr,
+    servers: &[SocketAddr],
+) -> String {
+    let retries = match retries {
+        Retries::Default => "",
+        Retries::None => "    retries 0\n",
+    };
+    let servers: String = (1..)
+        .zip(servers)
+        .map(|(number, address)| format!("    server app{number} {address} check\n"))
+        .collect();
+    format!(
+        "global\n    \
+             stats socket {} mode 600 level admin\n    \
+             maxconn 4000\n\
+         defaults\n    \
+             mode http\n    \
+             timeout connect 20s\n    \
+             timeout client 30s\n    \
+             timeout server 30s\n\
+         {retries}\
+         frontend web\n    \
+             bind {listen}\n    \
+             maxconn 3000\n    \
+             default_backend app\n\
+         backend app\n    \
+             balance roundrobin\n\
+         {servers}",
+        socket.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frontends_row_is_read() {
+        let table = "# pxname,svname,qcur,qmax,scur,smax\n\
+                     app,app1,0,0,7,8\nweb,FRONTEND,,,12,40\n";
+        assert_eq!(current(table), Some(12));
+        assert_eq!(current("# pxname,svname,scur\n"), None);
+    }
+}

@@ -1,0 +1,64 @@
+//! What people do without Gate: iptables drops the SYNs of new connections.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::exe;
+use crate::topology::{Place, Topology};
+
+/// The environment variable that names the iptables to use.
+pub const IPTABLES: &str = "GATE_TEST_IPTABLES";
+/// The environment variable with the folders of its libraries, if they are not where they belong.
+pub const IPTABLES_LIBS: &str = "GATE_TEST_IPTABLES_LIBS";
+
+/// How long iptables may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Rules in a topology.
+pub struct Iptables<'a> {
+    topology: &'a Topology,
+    place: Place,
+}
+
+impl<'a> Iptables<'a> {
+    /// Drops what opens a new connection to a port of this place, and nothing of the others.
+    pub fn drop_new(topology: &'a Topology, place: impl Into<Place>, port: u16) -> Result<Self> {
+        let rules = Self {
+            topology,
+            place: place.into(),
+        };
+        let port = port.to_string();
+        rules.run("-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")?;
+        rules.run(&format!(
+            "-A INPUT -p tcp -m conntrack --ctstate NEW -m tcp --dport {port} -j DROP"
+        ))?;
+        Ok(rules)
+    }
+
+    /// Removes all rules.
+    pub fn flush(self) -> Result<()> {
+        self.run("-F")
+    }
+
+    fn run(&self, words: &str) -> Result<()> {
+        let mut command = Command::new(exe::foreign("iptables", IPTABLES)?);
+        if let Some(folders) = std::env::var_os(IPTABLES_LIBS) {
+            let extensions = std::env::split_paths(&folders)
+                .map(|folder| folder.join("xtables"))
+                .find(|folder| folder.is_dir())
+                .unwrap_or_else(PathBuf::new);
+            command
+                .env("LD_LIBRARY_PATH", folders)
+                .env("XTABLES_LIBDIR", extensions);
+        }
+        // The link's target is one program for several commands; its first word tells which.
+        command.arg("iptables").args(words.split(' '));
+        self.topology
+            .output(self.place.clone(), &mut command, LIMIT)?
+            .ok()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! gunicorn behind nginx on one host, killed and started anew by its supervisor.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Run, Schedule, ensure_away};
+use crate::gunicorn::Gunicorn;
+use crate::listener::Watch;
+use crate::load::Load;
+use crate::nginx::{Nginx, PROXY, UPSTREAM};
+use crate::topology::{Side, Topology};
+
+/// What the supervisor waits before it starts another: systemd's default `RestartSec`.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is done about the clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Nothing.
+    Nothing,
+    /// `gate guard`, which needs no process.
+    Guard,
+    /// `gate guard --watch`, which releases at once what is held.
+    Watch,
+}
+
+/// What clients saw, and nginx.
+#[derive(Clone, Debug)]
+pub struct Crashes {
+    /// The clients.
+    pub run: Run,
+    /// Connections of nginx to gunicorn that were refused.
+    pub refused: usize,
+    /// Connections of nginx that were there already, and that the kill ended.
+    pub cut_off: usize,
+}
+
+/// Kills gunicorn as often as the schedule says. Its outage is the time that a start takes.
+pub fn run(how: How, schedule: Schedule) -> Result<Crashes> {
+    let topology = Topology::new()?;
+    let gunicorn = Gunicorn::start(&topology, Side::Server, UPSTREAM, PAUSE)?;
+    let nginx = Nginx::start_proxy(&topology)?;
+    let endpoint = UPSTREAM.to_string();
+    if how != How::Nothing {
+        topology.gate(["up", "lo"])?.ok()?;
+        topology.gate(["guard", &endpoint])?.ok()?;
+    }
+    if how == How::Watch {
+        topology.spawn_gate(["guard", &endpoint, "--watch"])?;
+    }
+    let watch = Watch::start(&topology, UPSTREAM)?;
+    let load = Load::new(PROXY, schedule.rate, Duration::ZERO);
+    let load = load.start_endless(&topology, Side::Server)?;
+    schedule.each(load.begin(), || gunicorn.kill())?;
+    let (_, requests) = load.finish()?;
+    let gaps = watch.finish()?;
+    ensure_away(&gaps, schedule.times)?;
+    let log = nginx.errors();
+    let refused = log.lines().filter(|line| line.contains("(111: ")).count();
+    Ok(Crashes {
+        run: Run::new(&requests, &gaps),
+        refused,
+        cut_off: log.lines().count() - refused,
+    })
+}
