@@ -88,7 +88,9 @@ pub fn run(
     let more = configuration(hosts.each_ref().map(|host| host.address), connect);
     let _balancer = Apache::start(&topology, Side::Server, "balancer", listen, &more)?;
     if how == How::RejectAndFlush {
-        topology.gate(["up", &hosts[0].interface])?.ok()?;
+        topology
+            .gate(["up", "--hook", "tc-egress", &hosts[0].interface])?
+            .ok()?;
     }
     let load = Load {
         timeout: patience,

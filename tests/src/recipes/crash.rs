@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Run, Schedule, ensure_away};
+use super::{LIMIT, Run, Schedule, ensure_away};
 use crate::gunicorn::Gunicorn;
-use crate::listener::Watch;
+use crate::listener::{self, Watch};
 use crate::load::Load;
 use crate::nginx::{Nginx, PROXY, UPSTREAM};
 use crate::topology::{Side, Topology};
@@ -52,7 +52,12 @@ pub fn run(how: How, schedule: Schedule) -> Result<Crashes> {
     let watch = Watch::start(&topology, UPSTREAM)?;
     let load = Load::new(PROXY, schedule.rate, Duration::ZERO);
     let load = load.start_endless(&topology, Side::Server)?;
-    schedule.each(load.begin(), || gunicorn.kill())?;
+    let is_back = || topology.run(Side::Server, || listener::wait_until(UPSTREAM, true, LIMIT));
+    schedule.each(load.begin(), || {
+        is_back()?;
+        gunicorn.kill()
+    })?;
+    is_back()?;
     let (_, requests) = load.finish()?;
     let gaps = watch.finish()?;
     ensure_away(&gaps, schedule.times)?;

@@ -188,7 +188,9 @@ pub fn run(how: How, retries: Retries, schedule: Schedule) -> Result<Run> {
     if let How::Gate(_) = how {
         let mut words = vec!["define".to_owned(), GATE.to_owned()];
         words.extend(addresses.iter().map(ToString::to_string));
-        topology.gate(["up", "app1", "app2", "app3"])?.ok()?;
+        topology
+            .gate(["up", "--hook", "tc-egress", "app1", "app2", "app3"])?
+            .ok()?;
         topology.gate(words)?.ok()?;
     }
     let mut version = Version::One;
