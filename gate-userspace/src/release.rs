@@ -77,8 +77,12 @@ struct Gate {
     phase: Phase,
     /// Until when its SYNs wait for room.
     deadline: BootTime,
+    /// Whether it was guarded when it was looked at last.
+    is_guarded: bool,
     /// Its SYNs that wait for their turn.
     waiting: usize,
+    /// Its SYNs that are its guard's, because nothing listens for them.
+    kept: usize,
     /// How often nothing was left and then came more.
     rounds: usize,
     /// When one of its SYNs went last.
@@ -137,7 +141,9 @@ impl Release {
                 (None, Effective::Open) => now,
                 (None, Effective::Closed(_) | Effective::Expired) => word.deadline(),
             },
+            is_guarded: word.is_guarded(),
             waiting: 0,
+            kept: 0,
             rounds: 0,
             progress: now,
         };
@@ -330,6 +336,10 @@ impl Release {
         if gate.phase != Phase::Closed {
             return Ok(());
         }
+        if gate.kept > 0 {
+            // Before it opens: from then on a retransmission may find a listener.
+            tables.mark_dirty(lock, id)?;
+        }
         tables.set_state(lock, id, StateWord::OPEN, now)?;
         let opened_at = match gate.word.at(|| now) {
             Effective::Expired => gate.word.deadline(),
@@ -377,9 +387,14 @@ impl Release {
         let mut open = BTreeSet::new();
         for (id, gate) in &self.gates {
             // What a guard holds meanwhile is its own.
-            let is_over = self.only.is_none() && gate.phase == Phase::Opened;
-            if is_over && !tables.state(*id)?.is_guarded() {
+            if self.only.is_some() || gate.phase != Phase::Opened {
+                continue;
+            }
+            if !tables.state(*id)?.is_guarded() {
                 open.insert(*id);
+            } else if gate.kept > 0 {
+                // What the last sweeps found came after the gate was marked.
+                tables.mark_dirty(&lock, *id)?;
             }
         }
         tables.discard(&lock, &open)?;

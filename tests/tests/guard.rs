@@ -183,6 +183,29 @@ fn what_a_guard_holds_goes_on_being_held_by_a_close() {
 }
 
 #[test]
+fn what_a_gate_holds_is_left_to_its_guard_where_nothing_listens() {
+    let topology = guarded();
+    let client = held_client(&topology, ENDPOINT, server_v4(PORT));
+    gate(&topology, &["hold", ENDPOINT]);
+    let opened = gate(&topology, &["open", ENDPOINT]).stdout;
+    assert!(
+        opened.contains("1 connection held on by the guard"),
+        "{opened}"
+    );
+    assert_eq!(mode(&topology, ENDPOINT), "open");
+    assert!(is_dirty(&topology));
+    let failed = restart(&topology, &["--quiesce", "0s"], &["false"]);
+    assert_eq!(failed.code(), 1, "{failed}");
+    assert!(failed.stdout.contains("held on by the guard"), "{failed}");
+    assert!(is_dirty(&topology));
+    assert_eq!(gate_status(&topology, ENDPOINT).waiting.held, 1);
+    assert_eq!(count(&topology, ENDPOINT, Counter::Released), 0);
+    let _listener = listen(&topology, server_v4(PORT));
+    client.finish_connected();
+    assert_eq!(gate_status(&topology, ENDPOINT).waiting.held, 0);
+}
+
+#[test]
 fn other_commands_leave_alone_what_a_guard_holds() {
     let topology = guarded();
     let client = held_client(&topology, ENDPOINT, server_v4(PORT));

@@ -21,6 +21,8 @@ pub struct Released {
     /// SYNs left to their clients' retransmissions: the lease was over and the listener took no
     /// more, or another command changed the gate.
     pub left: usize,
+    /// SYNs that stay held, because the gate is guarded and nothing listens for them.
+    pub guarded: usize,
     /// The longest time that one of the injected was held.
     pub longest_wait: Duration,
     /// When the gates were open.

@@ -60,6 +60,9 @@ impl Release {
     /// Leaves alone what is not any more as this release knows it.
     pub(super) fn check(&mut self, tables: &Tables) -> Result<()> {
         let is_current = tables.are_current(&self.pins);
+        for (id, gate) in &mut self.gates {
+            gate.is_guarded = tables.state(*id)?.is_guarded();
+        }
         // A guard may come and go meanwhile.
         self.take_over(|id, word| {
             Ok(!is_current || tables.state(id)?.guarded(false) != word.guarded(false))

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use gate_common::abi::{Direction, HeldSyn, REPLAY_BATCH};
-use gate_common::flow::{AttemptKey, FlowKey};
+use gate_common::flow::{AttemptKey, FlowKey, GateId};
 use gate_common::state::BootTime;
 
 use super::lookup::{Cookie, Ends, Queue};
@@ -106,6 +106,11 @@ impl Release {
                 (Some(ends), Some(None)) if self.is_awaited(ends.local) => {
                     Taker::Absent(ends.local)
                 }
+                // Injected, it would be refused; a guard holds it until somebody listens.
+                (Some(_), Some(None)) if self.is_guarded(entry.gate) => {
+                    self.leave_to_guard(entry.gate);
+                    continue;
+                }
                 _ => Taker::Unknown,
             };
             self.pacer.add(taker, *entry);
@@ -123,6 +128,19 @@ impl Release {
                 Vec::new()
             }
             None => Vec::new(),
+        }
+    }
+
+    fn is_guarded(&self, id: GateId) -> bool {
+        self.gates.get(&id).is_some_and(|gate| gate.is_guarded)
+    }
+
+    /// It stays held, and is not queued again.
+    fn leave_to_guard(&mut self, id: GateId) {
+        self.left_queue(id);
+        self.released.guarded += 1;
+        if let Some(gate) = self.gates.get_mut(&id) {
+            gate.kept += 1;
         }
     }
 

@@ -20,14 +20,21 @@ pub fn opened(gates: &[impl Display], released: &Released) -> String {
 }
 
 pub(super) fn released_text(released: &Released) -> String {
-    let mut text = match released.injected {
-        0 => "no connection was held".to_owned(),
-        count => format!(
+    let mut text = match (released.injected, released.guarded) {
+        (0, 0) => "no connection was held".to_owned(),
+        (0, _) => "nothing listens".to_owned(),
+        (count, _) => format!(
             "{} held, now released; the longest waited {}",
             connections(count),
             span(released.longest_wait)
         ),
     };
+    if released.guarded > 0 {
+        text += &format!(
+            "; {} held on by the guard, until a socket listens",
+            connections(released.guarded)
+        );
+    }
     if released.damaged > 0 {
         text += &format!("; {} dropped with a wrong checksum", released.damaged);
     }
@@ -54,6 +61,7 @@ pub fn released_json(released: &Released) -> Value {
         "released": released.injected,
         "damaged": released.damaged,
         "interface_gone": released.gone,
+        "guarded": released.guarded,
         "left": released.left,
         "longest_wait_ms": millis(released.longest_wait),
     })

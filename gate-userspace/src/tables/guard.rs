@@ -110,6 +110,14 @@ impl Tables {
         self.forget_released(lock, |_, gate| open.contains(&gate))
     }
 
+    /// Tells the data path that a guarded gate holds SYNs that were not held by the guard.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn mark_dirty(&mut self, _lock: &Lock, gate: GateId) -> Result<()> {
+        self.mark(&BTreeSet::from([gate]), 1)
+    }
+
     /// The gates that miss a listener or hold SYNs.
     fn busy(&self) -> Result<BTreeSet<GateId>> {
         let missing = self.missing()?.into_iter().map(|(_, missing)| missing.gate);
