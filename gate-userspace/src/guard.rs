@@ -99,11 +99,18 @@ pub fn unguard(pins: &Pins, targets: &[Target]) -> Result<Unguarded> {
         }
     }
     let mut released = Released::default();
-    if !open.is_empty() {
+    if open.is_empty() {
+        drop(lock);
+    } else {
         let mut replayer = Replayer::load(pins, &lock)?;
         drop(lock);
         let release = Release::new(pins, Job::Open(open), Pace::default());
         released = release.run(&mut tables, &mut replayer)?;
+    }
+    match pins.lock() {
+        // A `gate down` was first.
+        Err(Error::NotUp) => {}
+        lock => datapath::detach_temporary(pins, lock?)?,
     }
     Ok(Unguarded {
         gates,

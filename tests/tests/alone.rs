@@ -209,6 +209,23 @@ fn what_a_killed_restart_leaves_is_told_and_the_next_one_takes_it_away() {
 }
 
 #[test]
+fn what_a_failed_restart_leaves_is_taken_away_by_whoever_opens() {
+    let topology = Topology::new().unwrap();
+    let before = snapshot(&topology);
+    let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    let keep = ["restart", ENDPOINT, "--on-failure", "keep", "--", "false"];
+    assert_eq!(topology.gate(keep).unwrap().code(), 1);
+    gate(&topology, &["guard", ENDPOINT]);
+    gate(&topology, &["open", ENDPOINT]);
+    assert!(status(&topology, Side::Server).unwrap().is_temporary);
+    gate(&topology, &["guard", ENDPOINT, "--off"]);
+    assert_eq!(snapshot(&topology), before);
+    assert_eq!(topology.gate(keep).unwrap().code(), 1);
+    gate(&topology, &["open", ENDPOINT]);
+    assert_eq!(snapshot(&topology), before);
+}
+
+#[test]
 fn the_last_of_two_restarts_detaches() {
     let topology = Topology::new().unwrap();
     let before = snapshot(&topology);

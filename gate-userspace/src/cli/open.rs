@@ -10,7 +10,7 @@ use gate_userspace::gates::{self, Target};
 use gate_userspace::pins::Pins;
 use gate_userspace::release::{Job, Pace, Rate, Release, Replayer};
 use gate_userspace::tables::Tables;
-use gate_userspace::{clock, report};
+use gate_userspace::{clock, datapath, report};
 use serde_json::json;
 
 use super::Answer;
@@ -104,7 +104,12 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
     match pins.lock() {
         // A `gate down` was first.
         Err(Error::NotUp) => {}
-        lock => tables.settle(&lock?, clock::now())?,
+        lock => {
+            let lock = lock?;
+            tables.settle(&lock, clock::now())?;
+            // A restart that failed, or was killed, may have left that.
+            datapath::detach_temporary(pins, lock)?;
+        }
     }
     let mut fields = report::released_json(&released.unwrap_or_default());
     fields["gates"] = json!(shown);
