@@ -15,6 +15,7 @@ use crate::endpoint::{Endpoint, EndpointError};
 use crate::error::{Error, Result};
 use crate::pins::{self, Lock, Pins};
 use crate::tables::Tables;
+use crate::{datapath, reach};
 
 /// Longest name of a gate.
 const NAME_MAX: usize = 32;
@@ -247,7 +248,8 @@ pub struct Defined {
 /// # Errors
 /// [`Error::Closed`] where the gate, or one that would lose an endpoint, is closed;
 /// [`Error::Guarded`] where one that would lose its endpoint is guarded;
-/// [`Error::Member`] where another named gate has an endpoint; [`Error::Full`]; those of the maps.
+/// [`Error::Member`] where another named gate has an endpoint; where the gate is guarded,
+/// [`Error::NotHere`] and [`Error::NotCovered`]; [`Error::Full`]; those of the maps.
 pub fn define(
     pins: &Pins,
     lock: &Lock,
@@ -264,6 +266,10 @@ pub fn define(
         && before != *endpoints
     {
         check_open(tables, own, now)?;
+        if tables.state(own.id)?.is_guarded() {
+            let added: Vec<Endpoint> = endpoints.difference(&before).copied().collect();
+            check_guardable(pins, &added)?;
+        }
     }
     for gate in all.iter().filter(|gate| gate.name.as_ref() != Some(name)) {
         for endpoint in gate.endpoints.iter().filter(|it| endpoints.contains(it)) {
@@ -380,6 +386,17 @@ fn check_unguarded(tables: &Tables, gate: &Gate) -> Result<()> {
         }),
         false => Ok(()),
     }
+}
+
+/// Fails where a guard would see nothing of one of these.
+fn check_guardable(pins: &Pins, endpoints: &[Endpoint]) -> Result<()> {
+    for endpoint in endpoints {
+        if !reach::is_here(*endpoint)? {
+            let endpoint = *endpoint;
+            return Err(Error::NotHere { endpoint });
+        }
+    }
+    reach::check(endpoints, &datapath::live(pins)?).map(drop)
 }
 
 #[cfg(test)]

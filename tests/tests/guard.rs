@@ -283,6 +283,9 @@ fn a_guarded_gate_is_neither_forgotten_nor_taken_apart() {
     gate(&topology, &["guard", "web"]);
     let words = ["web is guarded", "gate guard web --off"];
     refused(&topology, &["forget", "web"], 3, &words);
+    let words = ["192.0.2.9:80 is no address of this host"];
+    let remote = ["define", "web", ENDPOINT, V6, "192.0.2.9:80"];
+    refused(&topology, &remote, 3, &words);
     gate(&topology, &["guard", "10.0.0.5:9090"]);
     let words = ["10.0.0.5:9090 is guarded"];
     refused(&topology, &["define", "other", "10.0.0.5:9090"], 3, &words);
