@@ -66,19 +66,19 @@ impl Draining {
     }
 
     fn look_now(&mut self) -> Result<usize> {
-        let mut left = self.watch.look()?.connections;
-        if let Some(time) = self.idle {
-            let all = left.len();
-            left.retain(|connection| !connection.is_idle_for(time));
-            if left.len() < all {
-                self.flush(Options {
-                    idle: self.idle,
-                    ..Options::default()
-                })?;
-            }
+        let found = self.watch.look()?.connections;
+        let mut left = found.len();
+        let is_idle = |time| found.iter().any(|connection| connection.is_idle_for(time));
+        if self.idle.is_some_and(is_idle) {
+            // One that was idle a moment ago may have been given a request since: the flush looks
+            // again, and knows.
+            left = self.flush(Options {
+                idle: self.idle,
+                ..Options::default()
+            })?;
         }
-        self.drained.left = left.len();
-        Ok(left.len())
+        self.drained.left = left;
+        Ok(left)
     }
 
     /// Resets what is left.
@@ -86,19 +86,21 @@ impl Draining {
     /// # Errors
     /// The kernel's.
     pub fn flush_all(&mut self) -> Result<()> {
-        self.flush(Options::default())?;
+        let _busy = self.flush(Options::default())?;
         self.drained.left = self.watch.look()?.connections.len();
         Ok(())
     }
 
-    fn flush(&mut self, options: Options) -> Result<()> {
+    /// Resets connections; how many were too busy.
+    fn flush(&mut self, options: Options) -> Result<usize> {
         let now = clock::now();
         let mut flush = Flush::begin(&self.endpoints, options, now)?;
         while flush.left() > 0 {
             flush.step(now)?;
         }
-        self.drained.flushed += flush.flushed().reset();
-        Ok(())
+        let flushed = flush.flushed();
+        self.drained.flushed += flushed.reset();
+        Ok(flushed.busy)
     }
 
     /// What it has come to.
