@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use common::{
     BEFORE_RETRANSMISSION, Clients, ENDPOINT, ENDPOINT_V6, LIMIT, PORT, TARGET, connect_once,
-    count, exists, gate, held_client, listen, refused, shell, start_restart, up, up_with_service,
-    wait_until, wait_until_held,
+    count, exists, gate, held_client, listen, mode, refused, shell, start_restart, up,
+    up_with_service, wait_until, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::topology::{INTERFACE, Side, Topology, server_v6};
@@ -152,4 +152,20 @@ fn what_is_no_source_is_a_usage_error() {
             &[word],
         );
     }
+}
+
+#[test]
+fn a_restart_closes_no_gate_where_the_sources_do_not_fit() {
+    let topology = up();
+    let sources: Vec<String> = (0..9_000)
+        .map(|n| format!("10.1.{}.{}", n / 256, n % 256))
+        .collect();
+    let mut args = vec!["restart", ENDPOINT, "10.0.0.5:9090"];
+    args.extend(sources.iter().flat_map(|source| ["--allow", source]));
+    args.extend(["--", "true"]);
+    let output = topology.gate(args).unwrap();
+    assert_eq!(output.code(), 1, "{}", output.stderr);
+    assert!(output.stderr.contains("allowed sources is full"));
+    assert_eq!(mode(&topology, ENDPOINT), "open");
+    assert_eq!(mode(&topology, "10.0.0.5:9090"), "open");
 }

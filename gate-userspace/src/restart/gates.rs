@@ -110,8 +110,12 @@ fn close_locked(
         })
         .collect();
     let before = counts(&tables, &held)?;
+    // What may not fit comes first: no gate is closed yet.
     for held in &held {
-        tables.close_but(lock, held.gate.id, word, &request.allow, clock::now())?;
+        tables.set_allowed(lock, held.gate.id, &request.allow)?;
+    }
+    for held in &held {
+        tables.close(lock, held.gate.id, word, clock::now())?;
     }
     Ok(Closing {
         notes,
