@@ -215,6 +215,11 @@ impl Watcher<'_> {
                 tell(&Event::Over { endpoint, lease });
             }
         }
+        for outage in self.outages.values_mut() {
+            // One that only held SYNs tell of has no lease of its own, and must end as well.
+            let lease = dirty.get(&outage.gate);
+            outage.is_over |= lease.is_some_and(|it| clock::between(outage.since, now) >= *it);
+        }
         if self.outages.is_empty() && self.releasing.is_empty() {
             for (flow, syn) in self.tables.held()? {
                 if dirty.contains_key(&syn.gate) {
