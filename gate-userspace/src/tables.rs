@@ -250,8 +250,12 @@ impl Tables {
     pub fn settle(&mut self, lock: &Lock, now: BootTime) -> Result<()> {
         let mut holding = BTreeSet::new();
         let mut guarded = BTreeMap::new();
+        let mut allowing = BTreeSet::new();
         for gate in self.endpoints()?.into_values().collect::<BTreeSet<_>>() {
             let word = self.state(gate)?;
+            if word.lets_allowed_pass() && matches!(word.at(|| now), Effective::Closed(_)) {
+                allowing.insert(gate);
+            }
             if word.is_guarded() {
                 guarded.insert(gate, self.guard(gate)?);
             }
@@ -269,6 +273,7 @@ impl Tables {
             .filter(|(_, syn)| waits(syn))
             .map(|(flow, syn)| attempt(flow, syn))
             .collect();
+        self.forget_allowed(&allowing)?;
         self.forget_held(lock, |_, syn| !waits(syn))?;
         self.forget_released(lock, |attempt, gate| {
             !(holding.contains(&gate) || held.contains(attempt))
@@ -304,9 +309,9 @@ impl Tables {
         if word.at(|| now) != holding || !held {
             self.discard(lock, &BTreeSet::from([gate]))?;
         }
+        self.set_state(lock, gate, word, now)?;
         // A guard's lease begins anew once the gate is open.
-        self.forget_missing(lock, |_, missing| missing.gate == gate)?;
-        self.set_state(lock, gate, word, now)
+        self.forget_missing(lock, |_, missing| missing.gate == gate)
     }
 
     /// The armed flag.

@@ -43,10 +43,17 @@ pub fn run(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     }
     let now = clock::now();
     tables.settle(&lock, now)?;
-    let word = StateWord::closed(mode, clock::after(now, args.lease));
+    let mut word = StateWord::closed(mode, clock::after(now, args.lease));
+    if !args.allow.is_empty() {
+        word = word.with_allows();
+    }
     let closed = gates::find_or_make(pins, &lock, &mut tables, &args.targets, now)?;
+    // All lists before the first word: one that doesn't fit closes nothing.
     for gate in &closed {
-        tables.close_but(&lock, gate.id, word, &args.allow, now)?;
+        tables.set_allowed(&lock, gate.id, &args.allow)?;
+    }
+    for gate in &closed {
+        tables.close(&lock, gate.id, word, now)?;
     }
     let mode = Mode::from(mode);
     Ok(Answer::done(

@@ -16,6 +16,9 @@ use gate_userspace::restart::{self, Drain, Plan, driver};
 
 use super::{Answer, lease, lease_or_none};
 
+/// The quiesce that the default lease has room for.
+const DEFAULT_QUIESCE: Duration = Duration::from_secs(1);
+
 /// The lease, a drain left out of account.
 const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
@@ -48,7 +51,8 @@ pub struct Restart {
     /// How often in a row the checks must pass, 100 ms apart.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rise: u32,
-    /// The lease: the longest that connections are held [default: 15s, and --drain on top].
+    /// The lease: the longest that connections are held [default: 15s, and on top --drain, and what
+    /// --quiesce is longer than 1s].
     #[arg(long, value_name = "TIME", value_parser = lease)]
     max_hold: Option<Duration>,
     /// Sources that pass the closed gate, to try the backend before all others: 10.0.0.0/8, fd00::/8
@@ -128,7 +132,8 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
         args.check_insecure,
     )?;
     let drain = args.drain.unwrap_or_default();
-    let max_hold = args.max_hold.unwrap_or(DEFAULT_HOLD + drain);
+    let longer = args.quiesce.saturating_sub(DEFAULT_QUIESCE);
+    let max_hold = args.max_hold.unwrap_or(DEFAULT_HOLD + drain + longer);
     if drain >= max_hold {
         return Err(Error::DrainTooLong { drain, max_hold }.into());
     }

@@ -38,7 +38,7 @@ pub fn unguarded(unguarded: &Unguarded) -> String {
     let gates = list(&unguarded.gates);
     match (unguarded.gates.is_empty(), unguarded.already) {
         (true, _) => "no such gate was guarded\n".to_owned(),
-        (false, true) => format!("{gates}: not guarded already\n"),
+        (false, true) => format!("{gates}: was not guarded\n"),
         (false, false) => format!(
             "{gates}: not guarded; {}\n",
             released_text(&unguarded.released)

@@ -24,8 +24,8 @@ pub fn status(status: Option<&Status>) -> String {
         text += &interface_lines(ifindex, &attachments);
     }
     if status.is_temporary {
-        text +=
-            "attached by `gate restart`, which detaches when it ends; `gate up` makes it stay\n";
+        text += "attached by `gate restart`; detached once it has ended and no gate is closed or guarded; \
+             `gate up` makes it stay\n";
     }
     if status.attachments.is_empty() {
         text += "no interface is attached: `gate up INTERFACE`\n";

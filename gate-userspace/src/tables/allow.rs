@@ -1,10 +1,11 @@
 //! The sources that pass a closed gate.
 
+use std::collections::BTreeSet;
+
 use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use gate_common::abi::{ALLOWED, AllowKey, MAX_ALLOWED};
 use gate_common::flow::GateId;
-use gate_common::state::{BootTime, StateWord};
 
 use super::{Tables, is_full};
 use crate::allow::{self, Cidr};
@@ -38,26 +39,6 @@ impl Tables {
         Ok(())
     }
 
-    /// Closes a gate as [`close`](Self::close) does, but for these sources.
-    ///
-    /// # Errors
-    /// [`Error::Full`], and those of the maps.
-    pub fn close_but(
-        &mut self,
-        lock: &Lock,
-        gate: GateId,
-        word: StateWord,
-        sources: &[Cidr],
-        now: BootTime,
-    ) -> Result<()> {
-        self.set_allowed(lock, gate, sources)?;
-        let word = match sources.is_empty() {
-            true => word,
-            false => word.with_allows(),
-        };
-        self.close(lock, gate, word, now)
-    }
-
     /// The sources that are allowed at a gate, in order.
     ///
     /// # Errors
@@ -78,11 +59,28 @@ impl Tables {
         Ok(sources)
     }
 
+    /// Forgets the sources of all gates but these.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub(super) fn forget_allowed(&mut self, kept: &BTreeSet<GateId>) -> Result<()> {
+        for entry in self.entries_of(|gate| !kept.contains(&gate))? {
+            self.allow
+                .remove(&entry)
+                .map_err(Error::aya("remove an allowed source"))?;
+        }
+        Ok(())
+    }
+
     fn entries(&self, gate: GateId) -> Result<Vec<Key<AllowKey>>> {
+        self.entries_of(|other| other == gate)
+    }
+
+    fn entries_of(&self, which: impl Fn(GateId) -> bool) -> Result<Vec<Key<AllowKey>>> {
         let mut entries = Vec::new();
         for entry in self.allow.keys() {
             let entry = entry.map_err(Error::aya("list the allowed sources"))?;
-            if entry.data().gate == gate {
+            if which(entry.data().gate) {
                 entries.push(entry);
             }
         }
