@@ -225,7 +225,8 @@ fn a_restart_tells_of_an_overflow() {
     let clients = Clients::start(&topology, server_v4(PORT), 3, None);
     let output = restart.wait(LIMIT).unwrap().ok().unwrap();
     assert!(output.stdout.contains("2 SYNs not held"), "{output}");
-    assert!(output.stdout.contains("1 connection held"), "{output}");
+    // One, or more where a retransmission found the room that a released one had left.
+    assert!(output.stdout.contains("held, now released"), "{output}");
     clients.finish_connected();
 }
 
