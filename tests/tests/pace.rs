@@ -60,12 +60,11 @@ fn assert_no_overflows(topology: &Topology) {
 fn assert_not_retransmitted(topology: &Topology, endpoint: &str) {
     let counted = |counter| count(topology, endpoint, counter);
     let released = counted(Counter::Released);
-    assert_eq!(counted(Counter::Replayed), released);
+    // The last may come by when the gate is open already.
+    let came_by = counted(Counter::Replayed) + counted(Counter::Passed);
+    assert_eq!(came_by, released);
     assert_eq!(counted(Counter::Held), released);
-    assert_eq!(
-        (counted(Counter::Passed), counted(Counter::Expired)),
-        (0, 0)
-    );
+    assert_eq!(counted(Counter::Expired), 0);
 }
 
 /// A socket that listens in the server namespace.
