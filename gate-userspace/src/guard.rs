@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gate_common::state::Effective;
+use gate_common::state::{Closed, Effective, StateWord};
 
 use crate::clock;
 use crate::datapath;
@@ -20,6 +20,9 @@ use crate::tables::Tables;
 mod watch;
 
 pub use watch::{End, Event, watch};
+
+/// The lease of a gate that is guarded no more, while what it holds is released.
+const RELEASE: Duration = Duration::from_secs(15);
 
 /// What [`guard`] did.
 #[derive(Clone, Debug)]
@@ -85,6 +88,8 @@ pub fn unguard(pins: &Pins, targets: &[Target]) -> Result<Unguarded> {
     let gates = gates::find(pins, &tables, targets)?;
     let now = clock::now();
     tables.settle(&lock, now)?;
+    // Before anything closes.
+    let mut replayer = Replayer::load(pins, &lock)?;
     let mut already = true;
     let mut open = BTreeMap::new();
     for gate in &gates {
@@ -93,17 +98,17 @@ pub fn unguard(pins: &Pins, targets: &[Target]) -> Result<Unguarded> {
             continue;
         }
         already = false;
-        tables.unguard(&lock, gate.id, now)?;
         if !matches!(word.at(|| now), Effective::Closed(_)) {
-            open.insert(gate.id, word.guarded(false));
+            // Closed while it releases: no retransmission goes beside what is held.
+            let held = StateWord::closed(Closed::Hold, clock::after(now, RELEASE));
+            tables.set_state(&lock, gate.id, held, now)?;
+            open.insert(gate.id, held);
         }
+        tables.unguard(&lock, gate.id, now)?;
     }
+    drop(lock);
     let mut released = Released::default();
-    if open.is_empty() {
-        drop(lock);
-    } else {
-        let mut replayer = Replayer::load(pins, &lock)?;
-        drop(lock);
+    if !open.is_empty() {
         let release = Release::new(pins, Job::Open(open), Pace::default());
         released = release.run(&mut tables, &mut replayer)?;
     }
