@@ -27,7 +27,7 @@ pub struct Drain {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = lease)]
     timeout: Duration,
     /// What becomes of the connections that are left then.
-    #[arg(long, value_enum, default_value_t = Then::Leave)]
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Leave)]
     then: Then,
 }
 

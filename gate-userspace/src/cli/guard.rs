@@ -16,9 +16,9 @@ use super::{Answer, lease, print};
 /// Its arguments.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It needs no process: the kernel looks for a listener on each SYN, and what is held is taken up by its
-client's retransmission. With --watch it is released the moment a socket listens; the watcher ends on
-SIGINT, SIGTERM and SIGHUP, and the gates stay guarded.")]
+It needs no process: the kernel looks for a listener on each SYN, and what is held is taken up by \
+its client's retransmission. With --watch it is released the moment a socket listens; the watcher \
+ends on SIGINT, SIGTERM and SIGHUP, and the gates stay guarded.")]
 pub struct Guard {
     /// What to guard: a gate's name, or an endpoint of this host: 10.0.0.5:8080, [fd00::5]:8080, or
     /// *:8080 for any of its addresses.
