@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{
     BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, TARGET, assert_complaint, assert_connects_at_once,
-    connect_once, gate_status, held_client, listen, mode, refused, restart, start_restart, up,
-    up_with_service, wait_until,
+    connect, connect_once, error_at, gate_status, held_client, listen, mode, refused, restart,
+    start_restart, up, up_with_service, wait_until,
 };
 use gate_tests::topology::{Output, Side, Topology};
 use serde_json::Value;
@@ -124,17 +124,14 @@ fn the_accept_queue_is_waited_for_as_long_as_it_is_told() {
 fn the_command_starts_when_the_last_connection_has_ended() {
     let topology = up();
     let listener = listen(&topology, TARGET);
-    let client = topology
-        .run(Side::Client, || Ok(std::net::TcpStream::connect(TARGET)?))
-        .unwrap();
-    let (accepted, _) = listener.accept().unwrap();
+    let connected = connect(&topology, Side::Client, TARGET, &listener);
     let options = ["--drain", "30s"];
     let restart = start_restart(&topology, &options, &["touch", "/run/drained"]);
     wait_until("it drains", || {
         restart.stderr().unwrap().contains("1 connection")
     });
     assert!(!common::exists(&topology, "/run/drained"));
-    drop((client, accepted));
+    drop(connected);
     let output = restart.wait(LIMIT).unwrap();
     assert_eq!(output.code(), 0, "{output}");
     assert!(output.stdout.contains("drain "), "{output}");
@@ -146,28 +143,21 @@ fn connections_that_hold_on_are_left_or_reset_when_the_drain_is_over() {
     for (then, left) in [("leave", 1), ("flush", 0)] {
         let topology = up();
         let listener = listen(&topology, TARGET);
-        let client = topology
-            .run(Side::Client, || Ok(std::net::TcpStream::connect(TARGET)?))
-            .unwrap();
-        let (accepted, _) = listener.accept().unwrap();
+        let connected = connect(&topology, Side::Client, TARGET, &listener);
         let options = ["--drain", "200ms", "--then", then];
         let (output, fields) = restart_json(&topology, &options, &["true"]);
         assert_eq!(output.code(), 0, "{output}");
         assert_eq!(phases(&fields), ["quiesce", "drain", "command", "health"]);
         assert_eq!(fields["drain"]["left"], left, "{fields}");
         assert_eq!(fields["drain"]["flushed"], 1 - left, "{fields}");
-        let mut buffer = [0];
-        client
-            .set_read_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
-        let read = std::io::Read::read(&mut &client, &mut buffer);
-        let kind = read.unwrap_err().kind();
+        let timeout = Some(Duration::from_millis(100));
+        connected.client.set_read_timeout(timeout).unwrap();
+        let error = error_at(&connected.client);
         let expected = match then {
-            "leave" => std::io::ErrorKind::WouldBlock,
-            _ => std::io::ErrorKind::ConnectionReset,
+            "leave" => libc::EAGAIN,
+            _ => libc::ECONNRESET,
         };
-        assert_eq!(kind, expected, "{then}");
-        drop(accepted);
+        assert_eq!(error, Some(expected), "{then}");
     }
 }
 
@@ -175,17 +165,14 @@ fn connections_that_hold_on_are_left_or_reset_when_the_drain_is_over() {
 fn connections_that_are_kept_for_later_are_reset_meanwhile() {
     let topology = up();
     let listener = listen(&topology, TARGET);
-    let client = topology
-        .run(Side::Client, || Ok(std::net::TcpStream::connect(TARGET)?))
-        .unwrap();
-    let (_accepted, _) = listener.accept().unwrap();
+    let connected = connect(&topology, Side::Client, TARGET, &listener);
     let options = ["--drain", "20s", "--flush-idle", "300ms"];
     let (output, fields) = restart_json(&topology, &options, &["true"]);
     assert_eq!(output.code(), 0, "{output}");
     assert_eq!(fields["drain"]["flushed"], 1, "{fields}");
     let waited = fields["phases"][1]["ms"].as_f64().unwrap();
     assert!(waited < 20_000.0, "{fields}");
-    drop(client);
+    drop(connected);
 }
 
 // ---- Checks in a row ----

@@ -1,0 +1,150 @@
+//! Which endpoints lead to which gates.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::maps::{MapError, PerCpuValues};
+use gate_common::abi::{GateStats, MAX_ENDPOINTS, MAX_GATES};
+use gate_common::flow::{EndpointKey, GateId, PortEntry};
+use gate_common::state::{BootTime, StateWord};
+
+use super::{Tables, is_active, is_full};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::pins::Lock;
+
+impl Tables {
+    /// Finds the endpoint's gate, or makes one, open. It may take the slot of another that is
+    /// open, but not of one in `kept`: endpoints, and gates.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn define(
+        &mut self,
+        lock: &Lock,
+        endpoint: Endpoint,
+        kept: (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
+        now: BootTime,
+    ) -> Result<GateId> {
+        if let Some(gate) = self.gate_of(endpoint)? {
+            // Whoever entered it may have died before the index was written.
+            self.index(endpoint.port, None)?;
+            return Ok(gate);
+        }
+        let gate = self.free_gate(lock, kept, now)?;
+        self.lead(lock, endpoint, gate)?;
+        Ok(gate)
+    }
+
+    /// A slot that no endpoint leads to, open, its counters at zero; that of another gate, as
+    /// [`define`](Self::define) does, where none is free.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn free_gate(
+        &mut self,
+        lock: &Lock,
+        kept: (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
+        now: BootTime,
+    ) -> Result<GateId> {
+        let endpoints = self.endpoints()?;
+        let used: BTreeSet<GateId> = endpoints.values().chain(kept.1).copied().collect();
+        let free = (1..MAX_GATES).map(GateId).find(|slot| !used.contains(slot));
+        let gate = match free {
+            Some(slot) => slot,
+            None => self.retire(lock, &endpoints, kept, now)?,
+        };
+        let zero = PerCpuValues::try_from(vec![
+            GateStats::default();
+            aya::util::nr_cpus().map_err(|(path, error)| {
+                Error::call("read", path)(error)
+            })?
+        ])
+        .map_err(Error::call("make counters of gate", gate.0.to_string()))?;
+        self.stats
+            .set(gate.0, zero, 0)
+            .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
+        // The slot may have been another's, allowed sources and all.
+        self.store(gate, StateWord::OPEN, now)?;
+        self.set_allowed(lock, gate, &[])?;
+        Ok(gate)
+    }
+
+    /// Lets an endpoint lead to this gate, and to no other any more.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of the maps.
+    pub fn lead(&mut self, lock: &Lock, endpoint: Endpoint, gate: GateId) -> Result<()> {
+        let before = self.gate_of(endpoint)?.filter(|before| *before != gate);
+        match self.endpoints.insert(EndpointKey::from(endpoint), gate, 0) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => {
+                return Err(Error::Full {
+                    what: "the table of endpoints",
+                    max: MAX_ENDPOINTS,
+                });
+            }
+            Err(error) => return Err(Error::aya(format!("enter {endpoint}"))(error)),
+        }
+        self.index(endpoint.port, None)?;
+        match before {
+            Some(before) => self.discard(lock, &BTreeSet::from([before])),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets an endpoint lead to no gate any more.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn forget_endpoint(&mut self, lock: &Lock, endpoint: Endpoint) -> Result<()> {
+        let Some(gate) = self.gate_of(endpoint)? else {
+            return Ok(());
+        };
+        self.discard(lock, &BTreeSet::from([gate]))?;
+        // The index first: it must never lead to a slot that another endpoint has.
+        self.index(endpoint.port, Some(endpoint))?;
+        self.endpoints
+            .remove(&EndpointKey::from(endpoint))
+            .map_err(Error::aya(format!("forget {endpoint}")))
+    }
+
+    /// Takes the slot of a gate that is open and not guarded, and forgets its endpoint.
+    fn retire(
+        &mut self,
+        lock: &Lock,
+        endpoints: &BTreeMap<Endpoint, GateId>,
+        (kept, named): (&BTreeSet<Endpoint>, &BTreeSet<GateId>),
+        now: BootTime,
+    ) -> Result<GateId> {
+        for (endpoint, gate) in endpoints {
+            if !is_active(self.state(*gate)?, now)
+                && !kept.contains(endpoint)
+                && !named.contains(gate)
+            {
+                self.forget_endpoint(lock, *endpoint)?;
+                return Ok(*gate);
+            }
+        }
+        Err(Error::Full {
+            what: "the table of gates",
+            max: MAX_GATES - 1,
+        })
+    }
+
+    /// Writes the port's entry anew from the endpoints, without the one that is to go.
+    fn index(&mut self, port: u16, going: Option<Endpoint>) -> Result<()> {
+        let endpoints = self.endpoints()?;
+        let of_port = || {
+            endpoints
+                .iter()
+                .filter(|(endpoint, _)| endpoint.port == port && Some(**endpoint) != going)
+        };
+        let wildcard = of_port()
+            .find(|(endpoint, _)| endpoint.address.is_none())
+            .map(|(_, gate)| *gate);
+        let exact = of_port().any(|(endpoint, _)| endpoint.address.is_some());
+        self.ports
+            .set(u32::from(port), PortEntry::new(wildcard, exact), 0)
+            .map_err(Error::aya(format!("store the index of port {port}")))
+    }
+}
