@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::nginx::GONE;
 use crate::topology::{Place, SCRATCH, Topology};
@@ -58,7 +59,7 @@ impl<'a> Apache<'a> {
         Self::start(topology, place, name, listen, SERVER)
     }
 
-    /// Starts one with `more` in its configuration; returns when it listens.
+    /// Starts one with `more` in its configuration; returns when it serves.
     pub fn start(
         topology: &'a Topology,
         place: impl Into<Place>,
@@ -77,10 +78,22 @@ impl<'a> Apache<'a> {
         apache.shell(&apache.start_line())?;
         topology
             .run(apache.place.clone(), || {
-                listener::wait_until(listen, true, LIMIT)
+                listener::wait_until(listen, true, LIMIT)?;
+                apache.wait_until_it_runs()
             })
             .with_context(|| format!("start Apache {name}: {}", apache.errors()))?;
         Ok(apache)
+    }
+
+    /// It listens before its modules have what they need, and writes its process id after that.
+    fn wait_until_it_runs(&self) -> Result<()> {
+        let pid = self.folder.join("apache2.pid");
+        let late = Instant::now() + LIMIT;
+        while !pid.exists() {
+            ensure!(Instant::now() < late, "no {}", pid.display());
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Writes the files that it serves, and the configuration, with `more` in it.

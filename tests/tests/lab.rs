@@ -61,7 +61,7 @@ fn a_process_sees_the_private_mounts_and_the_servers_interfaces() {
     shell(
         &topology,
         Side::Server,
-        "mkdir /sys/fs/bpf/gate; echo here > /run/note",
+        "mkdir /sys/fs/bpf/gate; echo here > /run/note; echo here > /dev/shm/gate-lab-note",
     );
     // Threads share the folders with the processes; the machine does not.
     let read = || {
@@ -72,6 +72,7 @@ fn a_process_sees_the_private_mounts_and_the_servers_interfaces() {
     };
     assert_eq!(topology.run(Side::Client, read).unwrap().0, "here\n");
     assert!(!Path::new("/run/note").exists());
+    assert!(!Path::new("/dev/shm/gate-lab-note").exists());
     // Nor does it share processes: the first is the namespace's own.
     assert_eq!(shell(&topology, Side::Server, "cat /proc/1/comm"), "cat\n");
 }

@@ -129,6 +129,7 @@ pub(super) fn build() -> Result<Namespaces> {
     // The thread is in the server's namespace, so this /sys lists the server's interfaces.
     mount_sys()?;
     mount_as(SCRATCH, Some("tmpfs"), MsFlags::empty())?;
+    mount_shared_memory()?;
     let mounts = this_thread("mnt")?;
     let keeper = Keeper::start()?;
     let processes = keeper.namespace("pid")?;
@@ -167,6 +168,14 @@ fn mount_sys() -> Result<()> {
         .context("bind /sys/fs/cgroup")?;
     }
     mount_as("/sys/fs/bpf", Some("bpf"), MsFlags::empty())
+}
+
+/// Mounts what `shm_open` opens. Apache names its segments by the path of its folder, which is the
+/// same in every topology, and leaves them behind when it is killed.
+fn mount_shared_memory() -> Result<()> {
+    const SHARED: &str = "/dev/shm";
+    std::fs::create_dir_all(SHARED).with_context(|| format!("create {SHARED}"))?;
+    mount_as(SHARED, Some("tmpfs"), MsFlags::empty())
 }
 
 /// Mounts a new file system of this kind, or with `None` changes the flags of the mount there is.
