@@ -1,4 +1,4 @@
-//! Compiles gate-ebpf to `$OUT_DIR/gate.bpf.o`, by the recipe that `cargo xtask build` wrote.
+//! Compiles gate-ebpf to `$OUT_DIR/gate.bpf.o` and `steer.bpf.o`, by the recipe that `cargo xtask build` wrote.
 
 #[path = "../xtask/src/recipe.rs"]
 #[allow(dead_code, reason = "xtask writes what this reads")]
@@ -77,13 +77,7 @@ fn build() -> Result<(), Box<dyn Error>> {
     // A target folder of its own: the outer cargo holds the lock of the other one.
     cargo
         .current_dir(&workspace)
-        .args([
-            "build",
-            "--package=gate-ebpf",
-            "--bin=gate-ebpf",
-            "--release",
-            "--locked",
-        ])
+        .args(["build", "--package=gate-ebpf", "--release", "--locked"])
         .arg(format!("--target={TARGET}"))
         .arg("--target-dir")
         .arg(&target_folder)
@@ -100,9 +94,11 @@ fn build() -> Result<(), Box<dyn Error>> {
         return Err(format!("gate-ebpf does not compile ({})", output.status).into());
     }
 
-    let object = target_folder.join(TARGET).join("release/gate-ebpf");
-    copy_if_changed(&object, &out.join("gate.bpf.o"))
-        .map_err(|error| format!("can't copy {}: {error}", object.display()))?;
+    for (binary, name) in [("gate-ebpf", "gate.bpf.o"), ("gate-steer", "steer.bpf.o")] {
+        let object = target_folder.join(TARGET).join("release").join(binary);
+        copy_if_changed(&object, &out.join(name))
+            .map_err(|error| format!("can't copy {}: {error}", object.display()))?;
+    }
     Ok(())
 }
 

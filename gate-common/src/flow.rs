@@ -32,6 +32,13 @@ impl Address {
         ])
     }
 
+    /// The address whose octets are in four words, as they lie in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// The octets as four words, as they lie in a packet.
     #[inline(always)]
     #[must_use]

@@ -10,6 +10,7 @@
 pub mod abi;
 pub mod checksum;
 pub mod flow;
+pub mod handover;
 pub mod parse;
 pub mod reset;
 pub mod state;

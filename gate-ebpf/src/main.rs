@@ -9,6 +9,7 @@
               value"
 )]
 
+mod endpoints;
 mod frame;
 mod hook;
 mod listeners;

@@ -7,7 +7,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use gate_common::abi::{
     ALLOWED, AllowKey, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn, MAX_ALLOWED,
-    MAX_CHECKS, MAX_ENDPOINTS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
+    MAX_CHECKS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
 };
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::Syn;
@@ -16,7 +16,7 @@ use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
 
 use crate::hook::Hook;
-use crate::{listeners, routes};
+use crate::{endpoints, listeners, routes};
 
 /// Not zero while any gate is closed or guarded. A global, which a program reads without a look-up; it is
 /// the whole of the `.bss` map, which user space pins under this name.
@@ -31,15 +31,6 @@ static LAYER3: u32 = 0;
 /// The state words.
 #[map]
 static GATES: Array<u64> = Array::with_max_entries(MAX_GATES, 0);
-
-/// Endpoint to gate.
-#[map]
-static ENDPOINTS: HashMap<EndpointKey, GateId> =
-    HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
-
-/// What is known of each port, by its number: an index over `ENDPOINTS`.
-#[map]
-static PORTS: Array<PortEntry> = Array::with_max_entries(1 << 16, 0);
 
 /// The held SYNs, newest frame of each flow. Not LRU: what is held stays held.
 #[map]
@@ -237,19 +228,12 @@ impl<H: Hook> Tables for Kernel<'_, H> {
 
     #[inline(always)]
     fn port(&self, port: Port) -> PortEntry {
-        match PORTS.get_ptr(u32::from(port.number())) {
-            // SAFETY: the pointer is to a map value; volatile, because user space writes it,
-            // and one aligned word, so it is never seen torn.
-            Some(entry) => unsafe { entry.read_volatile() },
-            None => PortEntry::default(),
-        }
+        endpoints::port(port)
     }
 
     #[inline(always)]
     fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
-        // SAFETY: a value is one word, so a read of a slot that is being reused sees the old
-        // gate or the new one.
-        unsafe { ENDPOINTS.get(endpoint) }.copied()
+        endpoints::gate_of(endpoint)
     }
 
     #[inline(always)]

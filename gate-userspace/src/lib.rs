@@ -36,6 +36,7 @@ pub mod routes;
 pub mod signals;
 pub mod sockets;
 pub mod status;
+pub mod steering;
 pub mod sys;
 pub mod tables;
 

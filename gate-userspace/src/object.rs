@@ -1,4 +1,6 @@
-//! The BPF object: loading it, and its programs.
+//! The BPF object of the programs on packets: loading it, and its programs.
+
+mod steer;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,6 +16,9 @@ use crate::hooks::Slot;
 use crate::interfaces::Layer;
 use crate::pins::{self, Lock, Pins};
 use crate::tables::{ARMED, MAPS, Tables};
+
+pub use steer::STEER;
+pub(crate) use steer::Steering;
 
 /// The BPF object, as build.rs compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));

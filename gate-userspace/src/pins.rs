@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! /sys/fs/bpf/gate/            0700, root's; flock on it is the lock
-//!   v3/                        the ABI version
+//!   v4/                        the ABI version
 //!     4026531840/              the network namespace, by inode
 //!       GATES, HELD, …         the maps
 //!       links/2-xdp            the link that attaches to interface 2
 //!       filters/3-tc-ingress   the program of a filter on interface 3
 //!       qdiscs/3               its clsact qdisc is gate's own
 //!       names/3-web            gate 3 is called web
+//!       steering/sk_lookup     the link that attaches to the look-up of listeners
 //!       temporary              attached by a restart, which will detach
 //!       restarts/1             flock on it: gate 1 is being restarted
 //! ```
@@ -30,6 +31,7 @@ use crate::attach;
 use crate::error::{Error, Result};
 use crate::gates::GateName;
 use crate::hooks::Slot;
+use crate::steering;
 
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -40,6 +42,9 @@ pub const LINKS: &str = "links";
 pub const FILTERS: &str = "filters";
 /// The folder of the records of qdiscs.
 pub const QDISCS: &str = "qdiscs";
+
+/// The folder of the links of programs on sockets.
+pub const STEERING: &str = "steering";
 
 /// The folder of the gates' names.
 const NAMES: &str = "names";
@@ -153,6 +158,12 @@ impl Pins {
     #[must_use]
     pub fn qdisc(&self, ifindex: u32) -> PathBuf {
         self.qdiscs().join(ifindex.to_string())
+    }
+
+    /// The folder of the links of programs on sockets.
+    #[must_use]
+    pub fn steering(&self) -> PathBuf {
+        self.folder().join(STEERING)
     }
 
     fn names_folder(&self) -> PathBuf {
@@ -376,6 +387,7 @@ impl Pins {
     /// Those of the kernel and the file system.
     pub fn clear(&self, _lock: &Lock) -> Result<()> {
         // First, so that no program is attached whose maps nobody can reach.
+        steering::detach(&self.folder())?;
         attach::detach_all(&self.folder())?;
         remove(&self.folder())?;
         remove(&self.building())
@@ -387,6 +399,7 @@ impl Pins {
     /// Those of the kernel and the file system.
     pub fn remove_other_versions(&self, _lock: &Lock) -> Result<()> {
         self.of_other_versions().iter().try_for_each(|folder| {
+            steering::detach(folder)?;
             attach::detach_all(folder)?;
             remove(folder)
         })

@@ -161,6 +161,22 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Resu
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
+/// Attaches a program to a network namespace or a cgroup, beside those of others (Linux 5.7).
+///
+/// # Errors
+/// The kernel's.
+pub fn attach_to(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_fd = target.as_raw_fd() as u32;
+    attr.link_create.attach_type = kind as u32;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
 /// Puts another program behind a link, atomically (Linux 5.7).
 ///
 /// # Errors

@@ -18,6 +18,7 @@ mod allow;
 mod checks;
 mod endpoints;
 mod guard;
+pub mod handovers;
 
 pub use checks::Checks;
 
@@ -70,18 +71,7 @@ impl Tables {
             return Err(Error::NotUp);
         }
         for (name, key, value) in MAPS {
-            let path = pins.map(name);
-            let info = MapInfo::from_pin(&path)
-                .map_err(Error::aya(format!("open pin {}", path.display())))?;
-            let (found, expected) = ((info.key_size(), info.value_size()), (key, value));
-            if (found.0 as usize, found.1 as usize) != expected {
-                let show = |(key, value): (usize, usize)| format!("{key} to {value} bytes");
-                return Err(Error::OtherAbi {
-                    path,
-                    found: show((found.0 as usize, found.1 as usize)),
-                    expected: show(expected),
-                });
-            }
+            handovers::check(pins, name, (key, value))?;
         }
         let data = |name: &str| {
             let path = pins.map(name);

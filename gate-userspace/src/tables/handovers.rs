@@ -1,0 +1,227 @@
+//! The maps of handovers and aliases, typed. They are made by the first of either.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use aya::maps::{
+    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, SkStorage, SockHash,
+};
+use gate_common::flow::{EndpointKey, GateId};
+use gate_common::handover::{Alias, ListenerKey, MAX_SOCKETS, Split};
+
+use super::typed;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::pins::{Lock, Pins};
+use crate::sys;
+
+/// The pinned maps: name, bytes of key and value.
+pub const MAPS: [(&str, usize, usize); 5] = [
+    ("HANDOVERS", 4, 4),
+    ("SPLITS", 4, size_of::<Split>()),
+    ("LISTENERS", size_of::<ListenerKey>(), 4),
+    ("ALIASES", size_of::<EndpointKey>(), size_of::<Alias>()),
+    ("SERVED", 4, size_of::<EndpointKey>()),
+];
+
+/// The maps of one network namespace.
+pub struct Handovers {
+    words: Array<MapData, u32>,
+    splits: HashMap<MapData, u32, Split>,
+    listeners: SockHash<MapData, ListenerKey>,
+    aliases: HashMap<MapData, EndpointKey, Alias>,
+    served: SkStorage<MapData, EndpointKey>,
+    /// The same map: aya's type doesn't tell its descriptor.
+    served_data: MapData,
+}
+
+impl Handovers {
+    /// Opens the pinned maps; none where there never was a handover or an alias.
+    ///
+    /// # Errors
+    /// [`Error::OtherAbi`], and those of the kernel.
+    pub fn open(pins: &Pins) -> Result<Option<Self>> {
+        let is_there = |(name, _, _): &(&str, usize, usize)| pins.map(name).exists();
+        if !MAPS.iter().all(is_there) {
+            return Ok(None);
+        }
+        for (name, key, value) in MAPS {
+            check(pins, name, (key, value))?;
+        }
+        let data = |name: &str| {
+            let path = pins.map(name);
+            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
+        };
+        Ok(Some(Self {
+            words: typed(Map::Array(data("HANDOVERS")?), "HANDOVERS")?,
+            splits: typed(Map::HashMap(data("SPLITS")?), "SPLITS")?,
+            listeners: typed(Map::SockHash(data("LISTENERS")?), "LISTENERS")?,
+            aliases: typed(Map::HashMap(data("ALIASES")?), "ALIASES")?,
+            served: typed(Map::SkStorage(data("SERVED")?), "SERVED")?,
+            served_data: data("SERVED")?,
+        }))
+    }
+
+    /// How a gate's new connections are shared; none where they go to its own listener.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn split(&self, gate: GateId) -> Result<Option<Split>> {
+        let id = self.word(gate)?;
+        match self.splits.get(&id, 0) {
+            Ok(split) if id != 0 => Ok(Some(split)),
+            Ok(_) | Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(Error::aya("look up in SPLITS")(error)),
+        }
+    }
+
+    fn word(&self, gate: GateId) -> Result<u32> {
+        self.words
+            .get(&gate.0, 0)
+            .map_err(Error::aya(format!("read the handover of gate {}", gate.0)))
+    }
+
+    /// Shares a gate's new connections as this split says, from one store on; none gives them to its
+    /// own listener again.
+    ///
+    /// # Errors
+    /// Those of the maps; nothing is changed then.
+    pub fn switch(&mut self, _lock: &Lock, gate: GateId, split: Option<&Split>) -> Result<()> {
+        let id = match split {
+            None => 0,
+            Some(split) => {
+                // A gate has two slots. The one that is not in use went out of use with an earlier
+                // command, so no program reads it any more.
+                let id = match 2 * gate.0 {
+                    even if self.word(gate)? == even => even + 1,
+                    even => even,
+                };
+                self.splits
+                    .insert(id, split, 0)
+                    .map_err(Error::aya("enter into SPLITS"))?;
+                id
+            }
+        };
+        self.words
+            .set(gate.0, id, 0)
+            .map_err(Error::aya(format!("store the handover of gate {}", gate.0)))
+    }
+
+    /// Enters a backend's listening sockets, each with where it is bound, instead of those that it
+    /// was known by. Connections that they accept from now on are marked as theirs.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn enter<'a>(
+        &mut self,
+        _lock: &Lock,
+        backend: EndpointKey,
+        sockets: impl ExactSizeIterator<Item = (EndpointKey, BorrowedFd<'a>)>,
+    ) -> Result<()> {
+        let count = sockets.len() as u32;
+        for (index, (bound, socket)) in (0..MAX_SOCKETS).zip(sockets) {
+            self.served
+                .insert(&socket, bound, 0)
+                .map_err(Error::aya("mark a listening socket in SERVED"))?;
+            self.listeners
+                .insert(ListenerKey { backend, index }, socket.as_raw_fd(), 0)
+                .map_err(Error::aya("enter a listening socket into LISTENERS"))?;
+        }
+        for index in count..MAX_SOCKETS {
+            self.leave(ListenerKey { backend, index })?;
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, key: ListenerKey) -> Result<()> {
+        match self.listeners.remove(&key) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
+            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(error) => Err(Error::aya("remove from LISTENERS")(error)),
+        }
+    }
+
+    /// Forgets the listening sockets of all backends but these.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn keep(&mut self, _lock: &Lock, backends: &BTreeSet<Endpoint>) -> Result<()> {
+        for key in self.listener_keys()? {
+            if !backends.contains(&key.backend.into()) {
+                self.leave(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn listener_keys(&self) -> Result<Vec<ListenerKey>> {
+        let keys: Result<Vec<_>, MapError> = self.listeners.keys().collect();
+        keys.map_err(Error::aya("list LISTENERS"))
+    }
+
+    /// How many of a backend's listening sockets are still open.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn listening(&self, backend: EndpointKey) -> Result<usize> {
+        let keys = self.listener_keys()?;
+        Ok(keys.iter().filter(|key| key.backend == backend).count())
+    }
+
+    /// All aliases.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn aliases(&self) -> Result<Vec<(EndpointKey, Alias)>> {
+        sys::lookup_all(self.aliases.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "ALIASES"))
+    }
+
+    /// Enters an alias, or changes it.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn set_alias(&mut self, _lock: &Lock, at: EndpointKey, alias: Alias) -> Result<()> {
+        self.aliases
+            .insert(at, alias, 0)
+            .map_err(Error::aya("enter into ALIASES"))
+    }
+
+    /// Forgets an alias.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn forget_alias(&mut self, _lock: &Lock, at: EndpointKey) -> Result<()> {
+        match self.aliases.remove(&at) {
+            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(error) => Err(Error::aya("remove from ALIASES")(error)),
+        }
+    }
+
+    /// The storage that tells which backend a connection is served by.
+    #[must_use]
+    pub fn served(&self) -> BorrowedFd<'_> {
+        self.served_data.fd().as_fd()
+    }
+}
+
+/// Fails where a pinned map is not of these sizes.
+pub(super) fn check(pins: &Pins, name: &str, expected: (usize, usize)) -> Result<()> {
+    let path = pins.map(name);
+    let info =
+        MapInfo::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))?;
+    let found = (info.key_size() as usize, info.value_size() as usize);
+    if found == expected {
+        return Ok(());
+    }
+    let show = |(key, value): (usize, usize)| format!("{key} to {value} bytes");
+    Err(Error::OtherAbi {
+        path,
+        found: show(found),
+        expected: show(expected),
+    })
+}
