@@ -7,6 +7,10 @@ use std::time::Duration;
 use crate::endpoint::Endpoint;
 use crate::gates::GateName;
 
+mod backend;
+
+pub use backend::BackendError;
+
 /// The exit codes of `gate`. A failed command of `gate restart` passes its own on.
 pub mod exit {
     /// Done, or already so.
@@ -297,6 +301,9 @@ pub enum Error {
         /// What was asked for.
         asked: String,
     },
+    /// A backend's socket can't be had.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// A lease had run out before the gate was opened.
     #[error(
         "{gate}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
@@ -344,6 +351,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Rights { .. } => exit::RIGHTS,
+            Self::Backend(error) => error.exit_code(),
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
             Self::NotUp
             | Self::NotCovered { .. }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 
 const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
+const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_PERFMON: (u32, &str) = (38, "CAP_PERFMON");
@@ -61,9 +62,17 @@ pub fn may_raise_limits() -> Result<bool> {
     Ok(own()? & 1 << CAP_SYS_RESOURCE != 0)
 }
 
-/// This process's effective capabilities.
+/// Whether this thread may look into any process that its user namespace has.
+///
+/// # Errors
+/// When the kernel doesn't tell.
+pub fn may_trace() -> Result<bool> {
+    Ok(own()? & 1 << CAP_SYS_PTRACE != 0)
+}
+
+/// This thread's effective capabilities.
 fn own() -> Result<u64> {
-    let path = "/proc/self/status";
+    let path = "/proc/thread-self/status";
     let status = std::fs::read_to_string(path).map_err(Error::call("read", path))?;
     Ok(effective(&status))
 }

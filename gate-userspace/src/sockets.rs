@@ -14,13 +14,18 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use crate::endpoint::Endpoint;
 use crate::netlink;
 
+mod backend;
 mod connections;
 mod destroy;
+mod holders;
+mod listener;
 mod owners;
 mod socket;
 
+pub use backend::{Backend, Taken, take, take_of};
 pub use connections::{Connection, Found, Lister};
 pub use destroy::{Destroyer, can_destroy};
+pub use listener::{Listener, listeners_on, places, reached};
 pub use owners::{Process, owners};
 pub use socket::{Name, Socket, State};
 

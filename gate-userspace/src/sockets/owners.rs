@@ -1,6 +1,7 @@
 //! Which processes have sockets open.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
@@ -11,6 +12,23 @@ pub struct Process {
     pub id: u32,
     /// The name of its program, cut at 15 bytes by the kernel.
     pub name: String,
+}
+
+impl Process {
+    /// The process of this id; none where there is none.
+    #[must_use]
+    pub fn find(id: u32) -> Option<Self> {
+        Some(Self {
+            id,
+            name: name(id)?,
+        })
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.id)
+    }
 }
 
 /// Who has these sockets open; where several have, the one with the lowest id. It reads every
@@ -28,9 +46,10 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Process> {
         let links = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         let mine = links.filter_map(|link| inode(link.as_os_str().as_bytes()));
         for inode in mine.filter(|inode| inodes.contains(inode)) {
-            owners
-                .entry(inode)
-                .or_insert_with(|| Process { id, name: name(id) });
+            owners.entry(inode).or_insert_with(|| Process {
+                id,
+                name: name(id).unwrap_or_default(),
+            });
         }
         if owners.len() == inodes.len() {
             break;
@@ -40,7 +59,7 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Process> {
 }
 
 /// All process ids, in rising order.
-fn processes() -> Vec<u32> {
+pub(super) fn processes() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -50,13 +69,13 @@ fn processes() -> Vec<u32> {
     ids
 }
 
-fn name(id: u32) -> String {
-    let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-    name.trim_end().to_owned()
+fn name(id: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{id}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
 }
 
 /// The inode in a link like `socket:[1234]`.
-fn inode(link: &[u8]) -> Option<u32> {
+pub(super) fn inode(link: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(link).ok()?;
     let number = text.strip_prefix("socket:[")?.strip_suffix(']')?;
     number.parse().ok()
