@@ -18,6 +18,7 @@ mod define;
 mod drain;
 mod flush;
 mod guard;
+mod handover;
 mod open;
 mod restart;
 mod up;
@@ -77,6 +78,8 @@ enum Command {
     Flush(flush::Flush),
     /// Hold new connections by itself whenever no socket listens: after a crash, say.
     Guard(guard::Guard),
+    /// Give new connections to another backend, while the one that had them finishes its own.
+    Handover(handover::Handover),
     /// Show the attachments, the gates, and what they hold.
     Status,
     /// Hold new connections, run a command, wait until the backend is healthy, release.
@@ -209,6 +212,7 @@ impl Command {
                 )
             }
             Self::Guard(args) => guard::run(&pins, &args, json)?,
+            Self::Handover(args) => handover::run(&pins, &args, json)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,

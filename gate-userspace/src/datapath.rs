@@ -19,6 +19,7 @@ use crate::pins::{self, Lock, Pins};
 use crate::reach;
 use crate::release::{Job, Pace, Release, Replayer, Step, release_at_once};
 use crate::tables::Tables;
+use crate::tables::handovers::Handovers;
 
 /// How [`up`] attaches.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +211,11 @@ pub fn detach_temporary(pins: &Pins, lock: Lock) -> Result<()> {
     if tables.any_active(now)? {
         return Ok(());
     }
-    if pins.names().is_empty() {
+    let is_needed = match Handovers::open(pins)? {
+        Some(handovers) => !handovers.gates()?.is_empty(),
+        None => false,
+    };
+    if pins.names().is_empty() && !is_needed {
         return down_locked(pins, lock).map(drop);
     }
     pins.keep_definitions(&lock)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::endpoint::Endpoint;
 use crate::gates::GateName;
+use crate::handover::Refusal;
 
 mod backend;
 
@@ -304,6 +305,9 @@ pub enum Error {
     /// A backend's socket can't be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A gate isn't handed over.
+    #[error(transparent)]
+    Handover(#[from] Refusal),
     /// A lease had run out before the gate was opened.
     #[error(
         "{gate}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
@@ -362,6 +366,7 @@ impl Error {
             | Self::Guarded { .. } => exit::STATE,
             Self::Overlap { .. } | Self::DrainTooLong { .. } => exit::USAGE,
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
+            Self::Handover(refusal) => refusal.exit_code(),
             Self::LeaseOver { .. } => exit::LEASE,
             Self::NoCommand { .. } => exit::NOT_FOUND,
             Self::NotExecutable { .. } | Self::NotStarted { .. } => exit::NOT_EXECUTABLE,

@@ -13,8 +13,10 @@ use gate_common::state::{BootTime, Effective};
 
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::error::{Error, Result};
+use crate::handover::Refusal;
 use crate::pins::{self, Lock, Pins};
 use crate::tables::Tables;
+use crate::tables::handovers::Handovers;
 use crate::{datapath, reach};
 
 /// Longest name of a gate.
@@ -224,11 +226,20 @@ pub fn find_or_make(
         Target::Named(_) => None,
     });
     let singles: BTreeSet<Endpoint> = singles.collect();
-    let named = pins.names().into_values().collect();
+    let kept = kept(pins)?;
     for endpoint in &singles {
-        tables.define(lock, *endpoint, (&singles, &named), now)?;
+        tables.define(lock, *endpoint, (&singles, &kept), now)?;
     }
     find(pins, tables, targets)
+}
+
+/// The gates whose slots are nobody else's, be they open or not.
+fn kept(pins: &Pins) -> Result<BTreeSet<GateId>> {
+    let mut kept: BTreeSet<GateId> = pins.names().into_values().collect();
+    if let Some(handovers) = Handovers::open(pins)? {
+        kept.extend(handovers.gates()?);
+    }
+    Ok(kept)
 }
 
 /// What [`define`] did.
@@ -276,13 +287,13 @@ pub fn define(
             alone(gate, *endpoint)?;
             check_open(tables, gate, now)?;
             check_unguarded(tables, gate)?;
+            check_not_handed(pins, gate)?;
         }
     }
     let id = match own {
         Some(gate) => gate.id,
         None => {
-            let named = pins.names().into_values().collect();
-            let id = tables.free_gate(lock, (endpoints, &named), now)?;
+            let id = tables.free_gate(lock, (endpoints, &kept(pins)?), now)?;
             // The name first: whoever dies here leaves a gate without endpoints, which the next
             // definition fills.
             pins::make_folder(&pins.name(id, name))?;
@@ -310,7 +321,8 @@ pub fn define(
 /// Forgets a gate of that name and its endpoints.
 ///
 /// # Errors
-/// [`Error::NoGate`], [`Error::Closed`], [`Error::Guarded`], and those of the maps.
+/// [`Error::NoGate`], [`Error::Closed`], [`Error::Guarded`], [`Refusal::HandedOver`], and those of the
+/// maps.
 pub fn forget(
     pins: &Pins,
     lock: &Lock,
@@ -321,6 +333,7 @@ pub fn forget(
     let gate = named(pins, tables, name)?;
     check_open(tables, &gate, now)?;
     check_unguarded(tables, &gate)?;
+    check_not_handed(pins, &gate)?;
     for endpoint in &gate.endpoints {
         tables.forget_endpoint(lock, *endpoint)?;
     }
@@ -385,6 +398,15 @@ fn check_unguarded(tables: &Tables, gate: &Gate) -> Result<()> {
             gate: gate.to_string(),
         }),
         false => Ok(()),
+    }
+}
+
+fn check_not_handed(pins: &Pins, gate: &Gate) -> Result<()> {
+    match Handovers::open(pins)? {
+        Some(handovers) if handovers.split(gate.id)?.is_some() => {
+            Err(Refusal::HandedOver(gate.to_string()).into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -19,6 +19,7 @@ pub mod filters;
 pub mod flush;
 pub mod gates;
 pub mod guard;
+pub mod handover;
 pub mod health;
 pub mod hooks;
 pub mod interfaces;

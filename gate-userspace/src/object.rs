@@ -218,7 +218,10 @@ pub(crate) fn loaded(name: &str, result: Result<(), ProgramError>) -> Result<()>
 }
 
 fn refusal(error: &io::Error, verifier_log: &str) -> String {
-    let is_reason = |line: &&str| !line.is_empty() && !line.starts_with("processed ");
+    let is_reason = |line: &&str| {
+        let is_figure = ["processed ", "stack depth ", "verification time "];
+        !line.is_empty() && !is_figure.iter().any(|start| line.starts_with(start))
+    };
     match verifier_log.lines().map(str::trim).rfind(is_reason) {
         Some(reason) => format!("{error}: the verifier says: {reason}"),
         None => error.to_string(),

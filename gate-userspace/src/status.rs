@@ -12,7 +12,9 @@ use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::gates::{self, Gate};
+use crate::handover::{self, HandoverStatus};
 use crate::pins::Pins;
+use crate::tables::handovers::Handovers;
 use crate::tables::{self, Tables};
 
 /// What is held at a gate at one moment.
@@ -46,6 +48,8 @@ pub struct GateStatus {
     pub lease: Option<Duration>,
     /// How it is guarded; none where it isn't.
     pub guard: Option<GuardStatus>,
+    /// How it is handed over; none where it isn't.
+    pub handover: Option<HandoverStatus>,
     /// Sources that pass while it is closed.
     pub allowed: Vec<Cidr>,
     /// What it holds.
@@ -81,6 +85,7 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
     let tables = Tables::open(pins)?;
     let now = clock::now();
     let (held, missing) = (tables.held()?, tables.missing()?);
+    let handovers = Handovers::open(pins)?;
     let mut known = Vec::new();
     for gate in gates::list(pins, &tables)? {
         let word = tables.state(gate.id)?;
@@ -108,6 +113,10 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
                     of_gates(&held, &[gate.id], now)
                 }
                 (Effective::Open | Effective::Expired, None) => Waiting::default(),
+            },
+            handover: match &handovers {
+                Some(handovers) => handover::status(handovers, gate.id)?,
+                None => None,
             },
             guard: guard.map(|guard| guard_status(gate.id, guard, &missing, now)),
             allowed: match state {

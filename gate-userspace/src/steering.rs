@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::object::Steering;
 use crate::pins::{self, Lock, Pins};
 use crate::sys;
+use crate::tables::handovers::{Handovers, Needed};
 
 /// The name of the link that attaches to the look-up of listening sockets.
 const LOOKUP: &str = "sk_lookup";
@@ -40,6 +41,44 @@ pub fn attach_lookup(pins: &Pins, lock: &Lock) -> Result<()> {
     pins::restrict(&path)
 }
 
+/// Attaches the programs on connect(2).
+///
+/// # Errors
+/// The kernel's.
+pub fn attach_connect(_pins: &Pins, _lock: &Lock, _cgroup: Option<&Path>) -> Result<()> {
+    Err(Error::NotUp)
+}
+
+/// The maps, which attaching has made.
+///
+/// # Errors
+/// Those of the kernel.
+pub(crate) fn maps(pins: &Pins) -> Result<Handovers> {
+    Handovers::open(pins)?.ok_or(Error::NotUp)
+}
+
+/// Detaches what no handover and no alias needs any more.
+///
+/// # Errors
+/// Those of the maps and of the file system.
+pub fn detach_if_idle(pins: &Pins, _lock: &Lock) -> Result<()> {
+    let needed = match Handovers::open(pins)? {
+        Some(handovers) => handovers.needed()?,
+        None => Needed::default(),
+    };
+    for path in pins::entries(&pins.steering()) {
+        let is_lookup = path.file_name().is_some_and(|name| name == LOOKUP);
+        let is_needed = match is_lookup {
+            true => needed.lookup,
+            false => needed.connect,
+        };
+        if !is_needed {
+            detach_one(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Detaches all of them.
 ///
 /// # Errors
@@ -47,11 +86,15 @@ pub fn attach_lookup(pins: &Pins, lock: &Lock) -> Result<()> {
 pub fn detach(folder: &Path) -> Result<()> {
     let folder = folder.join(pins::STEERING);
     for path in pins::entries(&folder) {
-        if let Ok(link) = sys::open_pin(&path) {
-            // An error means that what it was attached to is gone.
-            let _gone = sys::detach_link(link.as_fd());
-        }
-        pins::remove(&path)?;
+        detach_one(&path)?;
     }
     pins::remove(&folder)
+}
+
+fn detach_one(path: &Path) -> Result<()> {
+    if let Ok(link) = sys::open_pin(path) {
+        // An error means that what it was attached to is gone.
+        let _gone = sys::detach_link(link.as_fd());
+    }
+    pins::remove(path)
 }

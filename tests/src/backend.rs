@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -37,6 +38,12 @@ pub struct Options {
     /// Time that each request takes
     #[arg(long, default_value = "0ms", value_parser = parse_duration)]
     pub service_time: Duration,
+    /// What it answers, beside a line's end
+    #[arg(long, default_value = "ok")]
+    pub name: String,
+    /// Let others listen on the same addresses (SO_REUSEPORT)
+    #[arg(long)]
+    pub reuse_port: bool,
     /// File to write the process id to, once it listens
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
@@ -49,6 +56,8 @@ impl Options {
             listen: vec![listen],
             backlog: 4096,
             service_time: Duration::ZERO,
+            name: "ok".to_owned(),
+            reuse_port: false,
             pid_file: None,
         }
     }
@@ -59,6 +68,10 @@ impl Options {
         args.extend(self.listen.iter().map(ToString::to_string));
         args.extend(["--backlog".to_owned(), self.backlog.to_string()]);
         args.extend(["--service-time".to_owned(), duration(self.service_time)]);
+        args.extend(["--name".to_owned(), self.name.clone()]);
+        if self.reuse_port {
+            args.push("--reuse-port".to_owned());
+        }
         if let Some(path) = &self.pid_file {
             args.extend(["--pid-file".to_owned(), path.display().to_string()]);
         }
@@ -86,11 +99,14 @@ async fn run(options: &Options) -> Result<()> {
     // Before it listens, so that no SIGTERM can find the default action.
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let (stop, stopping) = watch::channel(false);
+    let service = Arc::new(Service {
+        time: options.service_time,
+        name: options.name.clone(),
+    });
     let mut acceptors = JoinSet::new();
     for &address in &options.listen {
-        let listener =
-            listen(address, options.backlog).with_context(|| format!("listen on {address}"))?;
-        acceptors.spawn(accept(listener, options.service_time, stopping.clone()));
+        let listener = listen(address, options).with_context(|| format!("listen on {address}"))?;
+        acceptors.spawn(accept(listener, Arc::clone(&service), stopping.clone()));
     }
     if let Some(path) = &options.pid_file {
         std::fs::write(path, std::process::id().to_string())
@@ -104,7 +120,13 @@ async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// How requests are answered.
+struct Service {
+    time: Duration,
+    name: String,
+}
+
+fn listen(address: SocketAddr, options: &Options) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -112,23 +134,25 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     };
     // Its predecessor's connections may linger in TIME_WAIT.
     socket.set_reuseaddr(true)?;
+    socket.set_reuseport(options.reuse_port)?;
     socket.bind(address)?;
-    socket.listen(backlog)
+    socket.listen(options.backlog)
 }
 
 /// Accepts until told to stop, then empties the accept queue and closes the listener. Returns the
 /// connections that are being served.
 async fn accept(
     listener: TcpListener,
-    service_time: Duration,
+    service: Arc<Service>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<JoinSet<()>> {
     let mut connections = JoinSet::new();
     let serve = |stream, stopping: &watch::Receiver<bool>| {
         let mut stopping = stopping.clone();
+        let service = Arc::clone(&service);
         async move {
             // A client may go at any time; that is its own business.
-            let _ = converse(stream, service_time, &mut stopping).await;
+            let _ = converse(stream, &service, &mut stopping).await;
         }
     };
     loop {
@@ -156,7 +180,7 @@ async fn accept(
 /// Answers the requests of one connection, until it is to be closed or the backend stops.
 async fn converse(
     mut stream: TcpStream,
-    service_time: Duration,
+    service: &Service,
     stopping: &mut watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut buffer = Vec::new();
@@ -169,12 +193,14 @@ async fn converse(
         };
         let Some(head) = head else { return Ok(()) };
         first = false;
-        if !service_time.is_zero() {
-            tokio::time::sleep(service_time).await;
+        if !service.time.is_zero() {
+            tokio::time::sleep(service.time).await;
         }
         let (status, last) = answer(&head);
         let last = last || *stopping.borrow();
-        stream.write_all(response(status, last).as_bytes()).await?;
+        stream
+            .write_all(response(status, &service.name, last).as_bytes())
+            .await?;
         if last {
             return stream.shutdown().await;
         }
@@ -226,9 +252,12 @@ fn answer(head: &str) -> (&'static str, bool) {
     }
 }
 
-fn response(status: &str, last: bool) -> String {
+fn response(status: &str, name: &str, last: bool) -> String {
     let connection = if last { "close" } else { "keep-alive" };
-    format!("HTTP/1.1 {status}\r\nContent-Length: 3\r\nConnection: {connection}\r\n\r\nok\n")
+    let length = name.len() + 1;
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n{name}\n"
+    )
 }
 
 #[cfg(test)]
@@ -261,6 +290,8 @@ mod tests {
             ],
             backlog: 128,
             service_time: Duration::from_millis(5),
+            name: "b".to_owned(),
+            reuse_port: true,
             pid_file: Some("/run/pid".into()),
         };
         let args = ["backend".to_owned()].into_iter().chain(options.to_args());

@@ -43,17 +43,18 @@ fn local(ctx: &SkLookupContext) -> Option<EndpointKey> {
         if (&raw const (*ctx).protocol).read_volatile() != TCP {
             return None;
         }
-        let address = if (&raw const (*ctx).family).read_volatile() == INET {
-            let word = (&raw const (*ctx).local_ip4).read_volatile();
-            Address::from_v4(word.to_ne_bytes())
-        } else {
-            let words = (&raw const (*ctx).local_ip6).cast::<u32>();
-            Address::from_words([
-                words.read_volatile(),
-                words.add(1).read_volatile(),
-                words.add(2).read_volatile(),
-                words.add(3).read_volatile(),
-            ])
+        // Both, whichever counts: a pointer into the context that depends on the family is one that
+        // the verifier doesn't follow.
+        let v4 = (&raw const (*ctx).local_ip4).read_volatile();
+        let v6 = [
+            (&raw const (*ctx).local_ip6[0]).read_volatile(),
+            (&raw const (*ctx).local_ip6[1]).read_volatile(),
+            (&raw const (*ctx).local_ip6[2]).read_volatile(),
+            (&raw const (*ctx).local_ip6[3]).read_volatile(),
+        ];
+        let address = match (&raw const (*ctx).family).read_volatile() {
+            INET => Address::from_v4(v4.to_ne_bytes()),
+            _ => Address::from_words(v6),
         };
         let port = (&raw const (*ctx).local_port).read_volatile();
         Some(EndpointKey::new(address, Port::new(port as u16)))

@@ -10,6 +10,7 @@ use super::attach::{hooks_json, hooks_text};
 use super::{list, millis, span, table, texts};
 use crate::attach::{Attachment, By};
 use crate::endpoint::Endpoint;
+use crate::handover::{HandoverStatus, ToStatus, hook_name};
 use crate::hooks::Hook;
 use crate::status::{GateStatus, GuardStatus, Status};
 
@@ -45,7 +46,8 @@ pub fn status(status: Option<&Status>) -> String {
     let named = status.gates.iter().filter_map(members);
     let allowed = status.gates.iter().filter_map(allowed);
     let missing = status.gates.iter().flat_map(missing);
-    let more: String = named.chain(allowed).chain(missing).collect();
+    let handed = status.gates.iter().filter_map(handed);
+    let more: String = named.chain(handed).chain(allowed).chain(missing).collect();
     match more.is_empty() {
         true => text,
         false => text + "\n" + &more,
@@ -56,6 +58,34 @@ pub fn status(status: Option<&Status>) -> String {
 fn allowed(gate: &GateStatus) -> Option<String> {
     let sources = list(&gate.allowed);
     (!sources.is_empty()).then(|| format!("{}: open to {sources}\n", gate.gate))
+}
+
+/// Who gets new connections instead of the gate's own listener.
+fn handed(gate: &GateStatus) -> Option<String> {
+    let handover = gate.handover.as_ref()?;
+    let total: u32 = handover.to.iter().map(|to| to.weight).sum();
+    let words = |to: &ToStatus| {
+        let mut about = Vec::new();
+        if handover.to.len() > 1 {
+            about.push(format!("{} in {total}", to.weight));
+        }
+        if to.is_own {
+            about.push("its own listener".to_owned());
+        }
+        if to.listening == Some(0) {
+            about.push("nothing listens there, so they go to its own listener".to_owned());
+        }
+        match about.is_empty() {
+            true => to.backend.to_string(),
+            false => format!("{} ({})", to.backend, about.join(", ")),
+        }
+    };
+    let to: Vec<String> = handover.to.iter().map(words).collect();
+    let name = &gate.gate;
+    Some(format!(
+        "{name}: new connections go to {}\n",
+        to.join(" and ")
+    ))
 }
 
 /// Where a guarded gate has no listener.
@@ -151,6 +181,18 @@ fn sum(stats: &GateStats, counters: &[Counter]) -> u64 {
         .sum()
 }
 
+fn handover_json(handover: &HandoverStatus) -> Value {
+    let to = handover.to.iter().map(|to| {
+        json!({
+            "backend": to.backend.to_string(),
+            "weight": to.weight,
+            "own": to.is_own,
+            "listening": to.listening,
+        })
+    });
+    json!({ "hook": hook_name(handover.hook), "to": to.collect::<Vec<_>>() })
+}
+
 fn guard_json(guard: &GuardStatus) -> Value {
     let missing = guard.missing.iter().map(|(endpoint, since)| {
         json!({
@@ -205,6 +247,7 @@ pub fn status_json(status: Option<&Status>) -> Value {
                 "lease_over": gate.expired,
                 "lease_ms": gate.lease.map(millis),
                 "allowed": texts(&gate.allowed),
+                "handover": gate.handover.as_ref().map(handover_json),
                 "guard": gate.guard.as_ref().map(guard_json),
                 "held": gate.waiting.held,
                 "longest_wait_ms": millis(gate.waiting.longest),

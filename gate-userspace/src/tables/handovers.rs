@@ -7,7 +7,7 @@ use aya::maps::{
     Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, SkStorage, SockHash,
 };
 use gate_common::flow::{EndpointKey, GateId};
-use gate_common::handover::{Alias, ListenerKey, MAX_SOCKETS, Split};
+use gate_common::handover::{Alias, ListenerKey, MAX_SOCKETS, Split, Steered};
 
 use super::typed;
 use crate::endpoint::Endpoint;
@@ -23,6 +23,15 @@ pub const MAPS: [(&str, usize, usize); 5] = [
     ("ALIASES", size_of::<EndpointKey>(), size_of::<Alias>()),
     ("SERVED", 4, size_of::<EndpointKey>()),
 ];
+
+/// Which hooks are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// The look-up of listeners.
+    pub lookup: bool,
+    /// connect(2).
+    pub connect: bool,
+}
 
 /// The maps of one network namespace.
 pub struct Handovers {
@@ -170,6 +179,42 @@ impl Handovers {
     pub fn listening(&self, backend: EndpointKey) -> Result<usize> {
         let keys = self.listener_keys()?;
         Ok(keys.iter().filter(|key| key.backend == backend).count())
+    }
+
+    /// The gates that are handed over or have an alias: their slots are nobody else's.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn gates(&self) -> Result<BTreeSet<GateId>> {
+        let mut gates: BTreeSet<GateId> = self.handed()?.collect();
+        gates.extend(self.aliases()?.into_iter().map(|(_, alias)| alias.gate));
+        Ok(gates)
+    }
+
+    fn handed(&self) -> Result<impl Iterator<Item = GateId>> {
+        let words = sys::lookup_all::<u32, u32>(self.words.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "HANDOVERS"))?;
+        let handed = words.into_iter().filter(|(_, id)| *id != 0);
+        Ok(handed.map(|(gate, _)| GateId(gate)))
+    }
+
+    /// Which hooks some handover or alias needs.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn needed(&self) -> Result<Needed> {
+        let mut needed = Needed {
+            lookup: !self.aliases()?.is_empty(),
+            connect: false,
+        };
+        for gate in self.handed()? {
+            match self.split(gate)? {
+                Some(split) if split.hook == Steered::Lookup as u32 => needed.lookup = true,
+                Some(_) => needed.connect = true,
+                None => {}
+            }
+        }
+        Ok(needed)
     }
 
     /// All aliases.
