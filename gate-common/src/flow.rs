@@ -46,6 +46,23 @@ impl Address {
         self.0
     }
 
+    /// Whether it is an IPv4 address in its v4-mapped form.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        let [a, b, c, _] = self.0;
+        a == 0 && b == 0 && c == 0xffff_u32.to_be()
+    }
+
+    /// Whether both are the same. Word by word: of a comparison by `==` the compiler may make a loop
+    /// over bytes, which the verifier goes through again and again.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+
     /// The last four octets: the IPv4 address of a v4-mapped one.
     #[inline(always)]
     #[must_use]
@@ -143,6 +160,13 @@ impl EndpointKey {
             port,
             zero: 0,
         }
+    }
+
+    /// Whether both are the same, as by [`Address::is`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, other: &Self) -> bool {
+        self.address.is(&other.address) && self.port.0 == other.port.0
     }
 }
 

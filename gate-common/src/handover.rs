@@ -96,7 +96,8 @@ pub struct ListenerKey {
     pub index: u32,
 }
 
-/// What a socket that was sent to a backend was connected to; value of `PEERS`.
+/// What a socket that was sent to a backend was connected to; value of `PEERS`. One of gate
+/// [`GateId::HOST`] is of a socket that must not be sent anywhere.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -106,6 +107,35 @@ pub struct Peer {
     pub actual: EndpointKey,
     /// The gate.
     pub gate: GateId,
+}
+
+impl Peer {
+    /// Of a socket that goes where it is told to.
+    pub const EXEMPT: Self = Self {
+        asked: Share::NONE.backend,
+        actual: Share::NONE.backend,
+        gate: GateId::HOST,
+    };
+
+    /// What the process of a socket that is connected to `real` asked for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asked_instead_of(&self, real: &EndpointKey) -> Option<EndpointKey> {
+        match self.actual.is(real) {
+            true => Some(self.asked),
+            false => None,
+        }
+    }
+
+    /// The gate that judges a SYN of the socket to `remote`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn gate_of(&self, remote: &EndpointKey) -> Option<GateId> {
+        match self.actual.is(remote) {
+            true => Some(self.gate),
+            false => None,
+        }
+    }
 }
 
 /// Another address by which a gate's listener answers, or by which its status is asked for; value
@@ -190,15 +220,21 @@ fn answer<T: Tables>(tables: &T, alias: Alias) -> Steer {
     }
 }
 
-/// Chooses the backend for a connect(2) to `remote`; none leaves it as it is.
+/// Chooses the backend for a connect(2) to `remote`; none leaves it as it is. A socket of one family
+/// can't be sent to an address of the other.
 #[inline(always)]
 pub fn redirect<T: Tables>(tables: &T, remote: &EndpointKey) -> Option<(GateId, Share)> {
-    if !tables.port(remote.port).has_exact() {
+    // The unspecified address means loopback there, and a wildcard in the map.
+    if !tables.port(remote.port).has_exact() || remote.address.is(&Address::ANY) {
         return None;
     }
     let gate = tables.gate_of(remote)?;
     let share = tables.share(gate, Steered::Connect)?;
-    (share.flags & Share::OWN == 0 && share.backend != *remote).then_some((gate, share))
+    let backend = &share.backend;
+    let is_meant = share.flags & Share::OWN == 0
+        && !backend.is(remote)
+        && backend.address.is_v4() == remote.address.is_v4();
+    is_meant.then_some((gate, share))
 }
 
 const _: () = {
@@ -254,6 +290,8 @@ mod tests {
         wildcard: Option<(GateId, Option<Share>)>,
         alias: Option<Alias>,
         hook: Option<Steered>,
+        /// Whether any address belongs to the exact gate.
+        any: bool,
     }
 
     impl Tables for Maps {
@@ -264,7 +302,7 @@ mod tests {
         fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
             self.exact
                 .map(|(gate, _)| gate)
-                .filter(|_| *endpoint == WEB)
+                .filter(|_| self.any || *endpoint == WEB)
         }
 
         fn share(&self, gate: GateId, hook: Steered) -> Option<Share> {
@@ -357,5 +395,46 @@ mod tests {
             Some((GateId(1), share(1, 0)))
         );
         assert_eq!(redirect(&maps(Steered::Connect), &B), None);
+    }
+
+    #[test]
+    fn a_connect_stays_in_its_family_and_goes_by_its_address() {
+        let v6 = EndpointKey::new(Address::from_v6([0xfd; 16]), Port::new(80));
+        let maps = |backend| Maps {
+            exact: Some((
+                GateId(1),
+                Some(Share {
+                    backend,
+                    ..share(1, 0)
+                }),
+            )),
+            any: true,
+            ..Maps::default()
+        };
+        let backend = |remote, to| redirect(&maps(to), remote).map(|(_, share)| share.backend);
+        assert_eq!(backend(&WEB, B), Some(B));
+        assert_eq!(backend(&WEB, v6), None);
+        assert_eq!(backend(&v6, B), None);
+        assert_eq!(backend(&WEB, WEB), None);
+        let any = EndpointKey::new(Address::ANY, Port::new(80));
+        assert_eq!(backend(&any, v6), None);
+        let own = Maps {
+            exact: Some((GateId(1), Some(share(1, Share::OWN)))),
+            ..Maps::default()
+        };
+        assert_eq!(redirect(&own, &WEB), None);
+    }
+
+    #[test]
+    fn a_peer_counts_as_long_as_it_is_the_peer() {
+        let peer = Peer {
+            asked: WEB,
+            actual: B,
+            gate: GateId(3),
+        };
+        assert_eq!(peer.asked_instead_of(&B), Some(WEB));
+        assert_eq!(peer.asked_instead_of(&STATUS), None);
+        assert_eq!(peer.gate_of(&B), Some(GateId(3)));
+        assert_eq!(peer.gate_of(&WEB), None);
     }
 }

@@ -12,6 +12,9 @@ pub trait Tables {
     fn port(&self, port: Port) -> PortEntry;
     /// The gate of an endpoint with an address.
     fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId>;
+    /// The gate whose endpoint a SYN's process asked for, where the connection was sent to a backend
+    /// instead.
+    fn asked_for(&self, syn: &Syn) -> Option<GateId>;
     /// A gate's state word; open for a gate that isn't there.
     fn state(&self, gate: GateId) -> StateWord;
     /// Whether a SYN that came in is for this host, and not one that it forwards.
@@ -70,7 +73,8 @@ type Known = (GateId, StateWord, Effective);
 /// Judges a SYN. The exact endpoint goes before the wildcard, a closed gate before a guarded one,
 /// and that before an open one: whoever closes `*:80` closes it for addresses that have a gate of
 /// their own. A wildcard stands for the addresses of this host, so what goes out or is forwarded is
-/// none of its business.
+/// none of its business. What was sent to a backend is judged as if it went where its process wanted,
+/// unless the backend's own gate is closed.
 #[inline(always)]
 pub fn verdict<T: Tables>(tables: &T, syn: &Syn, direction: Direction) -> Verdict {
     let endpoint = &syn.attempt.flow.endpoint;
@@ -78,6 +82,10 @@ pub fn verdict<T: Tables>(tables: &T, syn: &Syn, direction: Direction) -> Verdic
     let exact = match port.has_exact() {
         true => look_up(tables, tables.gate_of(endpoint)),
         false => None,
+    };
+    let exact = match exact {
+        Some((_, _, Effective::Closed(_))) => exact,
+        _ => look_up(tables, tables.asked_for(syn)).or(exact),
     };
     let wildcard = match direction {
         Direction::Ingress => look_up(tables, port.wildcard()),

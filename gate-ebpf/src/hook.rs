@@ -29,6 +29,9 @@ pub trait Hook: EbpfContext {
     /// Whether the frame is addressed to another host, which gets it by a bridge.
     fn is_for_another(&self) -> bool;
 
+    /// The gate whose endpoint a SYN's process asked for, where a handover sent it to a backend.
+    fn asked_for(&self, syn: &Syn) -> Option<GateId>;
+
     /// On to whoever is next.
     fn pass(&self) -> Self::Code;
 

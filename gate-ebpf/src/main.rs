@@ -14,6 +14,7 @@ mod frame;
 mod hook;
 mod listeners;
 mod maps;
+mod peers;
 mod replay;
 mod routes;
 mod tc;

@@ -237,6 +237,11 @@ impl<H: Hook> Tables for Kernel<'_, H> {
     }
 
     #[inline(always)]
+    fn asked_for(&self, syn: &Syn) -> Option<GateId> {
+        self.0.asked_for(syn)
+    }
+
+    #[inline(always)]
     fn state(&self, gate: GateId) -> StateWord {
         match GATES.get_ptr(gate.0) {
             // SAFETY: the pointer is to a map value; volatile, because user space writes it,

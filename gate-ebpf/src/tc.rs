@@ -12,6 +12,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use gate_common::abi::{CAPTURE_LEN, Direction, HeldSyn};
 use gate_common::checksum::is_partial;
+use gate_common::flow::GateId;
 use gate_common::parse::{Family, Frame, Packet, Syn, locate_plain};
 use gate_common::reset::{self, Sum};
 use network_types::eth::EthHdr;
@@ -21,6 +22,7 @@ use network_types::tcp::TcpHdr;
 use crate::frame::Direct;
 use crate::hook::{self, Hook};
 use crate::maps::{has_no_ethernet, is_armed, reset_room};
+use crate::{listeners, peers};
 
 /// A packet at a TC hook.
 struct Tc<'a, const EGRESS: bool> {
@@ -58,6 +60,9 @@ impl Packet for Loaded {
         len as usize + self.missing
     }
 }
+
+/// The index of loopback in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// Judges one packet.
 #[inline(always)]
@@ -183,6 +188,19 @@ impl<const EGRESS: bool> Hook for Tc<'_, EGRESS> {
         const OTHER_HOST: u32 = 3;
         // SAFETY: the context is this run's own.
         unsafe { (*self.skb()).pkt_type == OTHER_HOST }
+    }
+
+    /// By the socket that sends it. What comes in by loopback was sent by one of this host, but has
+    /// lost it.
+    #[inline(always)]
+    fn asked_for(&self, syn: &Syn) -> Option<GateId> {
+        let gate = |sender| peers::of(sender)?.gate_of(&syn.attempt.flow.endpoint);
+        match EGRESS {
+            // SAFETY: the context is this run's own.
+            true => gate(unsafe { (*self.skb()).__bindgen_anon_2.sk }),
+            false if self.ifindex() == LOOPBACK => listeners::sender(self, syn, gate),
+            false => None,
+        }
     }
 
     /// Other programs and filters go on.

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::bpf_xdp_adjust_tail;
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use gate_common::abi::{CAPTURE_LEN, Direction, HeldSyn, TAG_LEN};
+use gate_common::flow::GateId;
 use gate_common::parse::{Family, Frame, Packet, Syn, locate_plain};
 use gate_common::reset::{self, Sum};
 use network_types::eth::EthHdr;
@@ -76,6 +77,12 @@ impl Hook for Xdp<'_> {
     #[inline(always)]
     fn is_for_another(&self) -> bool {
         false
+    }
+
+    /// What comes in here was sent by another host.
+    #[inline(always)]
+    fn asked_for(&self, _syn: &Syn) -> Option<GateId> {
+        None
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray};
 use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, Missing};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
+use gate_common::handover::Peer;
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
 
@@ -26,7 +27,7 @@ pub use checks::Checks;
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 11] = [
+pub const MAPS: [(&str, usize, usize); 12] = [
     (ARMED, 4, 8),
     ("GATES", 4, size_of::<StateWord>()),
     ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
@@ -37,6 +38,7 @@ pub const MAPS: [(&str, usize, usize); 11] = [
     ("ALLOW", size_of::<Key<AllowKey>>(), size_of::<u32>()),
     ("GUARDS", 4, size_of::<Guard>()),
     ("MISSING", size_of::<EndpointKey>(), size_of::<Missing>()),
+    ("PEERS", 4, size_of::<Peer>()),
     ("STATS", 4, size_of::<GateStats>()),
 ];
 
