@@ -228,6 +228,32 @@ pub enum Error {
         /// The first version that has it.
         since: &'static str,
     },
+    /// No cgroup v2 hierarchy.
+    #[error(
+        "no cgroup v2 hierarchy is mounted, and the connect hook needs one: mount it with `mount -t \
+         cgroup2 cgroup2 FOLDER`, or hand over on the backend's host (`--hook sk-lookup`)"
+    )]
+    NoCgroups,
+    /// A path that is no cgroup.
+    #[error(
+        "{path} is no folder of a cgroup v2 hierarchy: `--cgroup` takes one below {root}, or leave it \
+         out for all processes"
+    )]
+    NotCgroup {
+        /// As given.
+        path: PathBuf,
+        /// The hierarchy.
+        root: PathBuf,
+    },
+    /// The connect hook is attached to another cgroup.
+    #[error(
+        "connections of another cgroup than {path} are handed over already: name the same `--cgroup` as \
+         then, or take that back first (`gate handover GATE --back`)"
+    )]
+    OtherCgroup {
+        /// What was asked for.
+        path: PathBuf,
+    },
     /// The kernel can't destroy sockets.
     #[error(
         "this kernel ({release}) can't reset connections: it is built without \
@@ -364,7 +390,9 @@ impl Error {
             | Self::Member { .. }
             | Self::Closed { .. }
             | Self::Guarded { .. } => exit::STATE,
-            Self::Overlap { .. } | Self::DrainTooLong { .. } => exit::USAGE,
+            Self::Overlap { .. } | Self::DrainTooLong { .. } | Self::NotCgroup { .. } => {
+                exit::USAGE
+            }
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::Handover(refusal) => refusal.exit_code(),
             Self::LeaseOver { .. } => exit::LEASE,
@@ -381,6 +409,8 @@ impl Error {
             | Self::Impossible { .. }
             | Self::NoNativeXdp { .. }
             | Self::Kernel { .. }
+            | Self::NoCgroups
+            | Self::OtherCgroup { .. }
             | Self::NoDestroy { .. }
             | Self::OtherHook { .. }
             | Self::OtherSize { .. }

@@ -7,6 +7,7 @@
 
 pub mod allow;
 pub mod attach;
+pub mod cgroups;
 pub mod clock;
 pub mod conntrack;
 pub mod datapath;

@@ -10,6 +10,7 @@
 //!       qdiscs/3               its clsact qdisc is gate's own
 //!       names/3-web            gate 3 is called web
 //!       steering/sk_lookup     the link that attaches to the look-up of listeners
+//!       steering/connect4      a link that attaches to the connections of a cgroup's processes
 //!       temporary              attached by a restart, which will detach
 //!       restarts/1             flock on it: gate 1 is being restarted
 //! ```

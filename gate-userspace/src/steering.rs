@@ -1,5 +1,7 @@
 //! The programs on sockets, attached while some handover or alias needs them.
 
+mod connect;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -11,6 +13,8 @@ use crate::object::Steering;
 use crate::pins::{self, Lock, Pins};
 use crate::sys;
 use crate::tables::handovers::{Handovers, Needed};
+
+pub use connect::{attach_connect, connect_cgroup, has_connect};
 
 /// The name of the link that attaches to the look-up of listening sockets.
 const LOOKUP: &str = "sk_lookup";

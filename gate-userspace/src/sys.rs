@@ -302,6 +302,49 @@ pub fn link(link: BorrowedFd<'_>) -> io::Result<Link> {
     })
 }
 
+/// The cgroup that a cgroup link is attached to, by its id, which is its folder's inode; none once
+/// that is gone (Linux 5.7).
+///
+/// # Errors
+/// The kernel's.
+pub fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    // SAFETY: bpf_link_info is plain integers, for which zero is valid.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    object_info(link, &mut info)?;
+    // SAFETY: any bytes are a valid u64.
+    let id = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+    Ok((id != 0).then_some(id))
+}
+
+/// The number by which programs know the calling thread's network namespace; none where the kernel
+/// doesn't tell (Linux 5.14).
+///
+/// # Errors
+/// The kernel's.
+pub fn namespace_cookie() -> io::Result<Option<u64>> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, for which there is room.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(Some(cookie)),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
 /// A program's id.
 ///
 /// # Errors

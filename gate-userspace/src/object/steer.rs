@@ -2,19 +2,20 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::programs::SkLookup;
+use aya::programs::{CgroupSockAddr, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 
 use super::{load_error, loaded, program};
 use crate::error::{Error, Result};
 use crate::pins::{self, Lock, Pins};
+use crate::sys;
 use crate::tables::handovers::MAPS;
 
 /// The BPF object, as build.rs compiled it.
 pub static STEER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Maps that the other object made.
-const SHARED: [&str; 2] = ["ENDPOINTS", "PORTS"];
+const SHARED: [&str; 3] = ["ENDPOINTS", "PORTS", "PEERS"];
 
 /// The programs, loaded as they are needed.
 pub(crate) struct Steering(Ebpf);
@@ -27,7 +28,12 @@ impl Steering {
             .chain(SHARED)
             .map(|name| (name, pins.map(name)))
             .collect();
+        // No socket is of namespace 0.
+        let cookie = sys::namespace_cookie()
+            .map_err(Error::call("getsockopt", "SO_NETNS_COOKIE"))?
+            .unwrap_or_default();
         let mut loader = EbpfLoader::new();
+        loader.override_global("NETNS", &cookie, true);
         for (name, path) in &paths {
             loader.map_pin_path(name, path.as_path());
         }
@@ -48,6 +54,18 @@ impl Steering {
         let fd = program
             .fd()
             .map_err(Error::aya(format!("program {NAME}")))?;
+        Ok(fd.as_fd())
+    }
+
+    /// One of the programs on a cgroup's sockets.
+    pub(crate) fn of_cgroup(&mut self, name: &'static str) -> Result<BorrowedFd<'_>> {
+        let program: &mut CgroupSockAddr = program(&mut self.0, name)?;
+        if program.fd().is_err() {
+            loaded(name, program.load())?;
+        }
+        let fd = program
+            .fd()
+            .map_err(Error::aya(format!("program {name}")))?;
         Ok(fd.as_fd())
     }
 }
