@@ -8,35 +8,87 @@ use anyhow::{Context, Result, bail};
 use aya::EbpfLoader;
 use aya::maps::Map;
 use aya_obj::Object;
-use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_prog_type};
 use gate_userspace::object;
 
 use crate::bpf;
 
-/// The programs, by name and type.
-pub const PROGRAMS: [(&str, bpf_prog_type); 4] = [
-    ("gate_xdp", bpf_prog_type::BPF_PROG_TYPE_XDP),
-    ("gate_tc_ingress", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
-    ("gate_tc_egress", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
-    ("gate_replay", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS),
+/// A program: its name, its type, and what it is to be attached to, where it is loaded for that.
+pub type Program = (&'static str, bpf_prog_type, Option<bpf_attach_type>);
+
+/// The programs on packets.
+pub const PROGRAMS: [Program; 4] = [
+    ("gate_xdp", bpf_prog_type::BPF_PROG_TYPE_XDP, None),
+    (
+        "gate_tc_ingress",
+        bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+        None,
+    ),
+    (
+        "gate_tc_egress",
+        bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+        None,
+    ),
+    ("gate_replay", bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, None),
 ];
 
-/// The instructions that the verifier processes for each program, on interfaces with an Ethernet
-/// header or without, in the order of [`PROGRAMS`]. By its log's last line, which every kernel
-/// since 5.2 writes; the program's info has it since 5.16 only.
+/// The programs on sockets.
+pub const STEERING: [Program; 5] = [
+    (
+        "gate_sk_lookup",
+        bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
+        Some(bpf_attach_type::BPF_SK_LOOKUP),
+    ),
+    of_cgroup("gate_connect4", bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
+    of_cgroup("gate_connect6", bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
+    of_cgroup(
+        "gate_getpeername4",
+        bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+    ),
+    of_cgroup(
+        "gate_getpeername6",
+        bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+    ),
+];
+
+const fn of_cgroup(name: &'static str, attached: bpf_attach_type) -> Program {
+    let kind = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR;
+    (name, kind, Some(attached))
+}
+
+/// The instructions that the verifier processes for each program on packets, on interfaces with an
+/// Ethernet header or without, in the order of [`PROGRAMS`].
 ///
 /// # Errors
 /// Where a program does not load.
 pub fn processed(layer3: bool) -> Result<Vec<u64>> {
     let (level, layer3) = (0_u8, u32::from(layer3));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .override_global("LAYER3", &layer3, true);
+    by_verifier(&mut loader, object::OBJECT, &PROGRAMS)
+}
+
+/// The same for each program on sockets, in the order of [`STEERING`].
+///
+/// # Errors
+/// Where a program does not load.
+pub fn processed_on_sockets() -> Result<Vec<u64>> {
+    by_verifier(&mut EbpfLoader::new(), object::STEER, &STEERING)
+}
+
+/// By the last line of the verifier's log, which every kernel since 5.2 writes; the program's info
+/// has it since 5.16 only.
+fn by_verifier(
+    loader: &mut EbpfLoader<'_>,
+    bytes: &[u8],
+    programs: &[Program],
+) -> Result<Vec<u64>> {
     // aya makes the maps, and fills and freezes the constants; the programs are loaded here,
     // because aya throws away what the verifier says of one that it accepts.
-    let ebpf = EbpfLoader::new()
-        .override_global("AYA_LOG_LEVEL", &level, true)
-        .override_global("LAYER3", &layer3, true)
-        .load(object::OBJECT)
-        .context("load the object")?;
-    let mut object = Object::parse(object::OBJECT).context("parse the object")?;
+    let ebpf = loader.load(bytes).context("load the object")?;
+    let mut object = Object::parse(bytes).context("parse the object")?;
     let texts: HashSet<usize> = object
         .functions
         .keys()
@@ -50,12 +102,13 @@ pub fn processed(layer3: bool) -> Result<Vec<u64>> {
     }
     object.relocate_maps(maps.into_iter(), &texts)?;
     object.relocate_calls(&texts)?;
-    PROGRAMS
+    programs
         .iter()
-        .map(|(name, kind)| {
-            let program = &object.programs[*name];
-            let code = &object.functions[&program.function_key()].instructions;
-            let log = load(*kind, code).with_context(|| format!("load {name}"))?;
+        .map(|program| {
+            let (name, ..) = program;
+            let function = &object.programs[*name];
+            let code = &object.functions[&function.function_key()].instructions;
+            let log = load(program, code).with_context(|| format!("load {name}"))?;
             parse(&log).with_context(|| format!("no figure in the verifier's log: {log}"))
         })
         .collect()
@@ -67,7 +120,9 @@ fn fd(map: &Map) -> Result<i32> {
     | Map::LpmTrie(data)
     | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
-    | Map::RingBuf(data)) = map
+    | Map::RingBuf(data)
+    | Map::SkStorage(data)
+    | Map::SockHash(data)) = map
     else {
         bail!("a map of another type");
     };
@@ -75,12 +130,13 @@ fn fd(map: &Map) -> Result<i32> {
 }
 
 /// Loads a program and lets it go again; what the verifier says.
-fn load(kind: bpf_prog_type, code: &[bpf_insn]) -> io::Result<String> {
+fn load((_, kind, attached): &Program, code: &[bpf_insn]) -> io::Result<String> {
     /// `BPF_LOG_STATS` of linux/bpf_verifier.h.
     const STATS: u32 = 4;
     let mut log = vec![0_u8; 1 << 20];
     let mut attr = bpf::attr();
-    attr.__bindgen_anon_3.prog_type = kind as u32;
+    attr.__bindgen_anon_3.prog_type = *kind as u32;
+    attr.__bindgen_anon_3.expected_attach_type = attached.map_or(0, |kind| kind as u32);
     attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
     attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
     attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use gate_tests::verifier::{PROGRAMS, processed};
+use gate_tests::verifier::{PROGRAMS, STEERING, processed, processed_on_sockets};
 use nix::sys::utsname::uname;
 
 /// The most that any program may take on any kernel.
@@ -31,21 +31,26 @@ fn no_program_takes_the_verifier_longer_than_it_did() {
         .filter(|words| words[0] == version)
         .map(|words| ((words[1], words[2]), words[3].parse().unwrap()))
         .collect();
+    let check = |name: &str, header: &str, figure: u64| {
+        // As a line of the record.
+        println!("{version} {name} {header} {figure}");
+        assert!(figure <= LIMIT, "{name}, header {header}: {figure}");
+        if let Some(before) = recorded.get(&(name, header)) {
+            assert!(
+                figure * 10 <= before * 11,
+                "{name}, header {header}: {figure}, but {before} before: make it smaller, or record \
+                 it in tests/verifier.txt and say why"
+            );
+        }
+    };
     for (header, layer3) in [("ethernet", false), ("none", true)] {
-        for ((name, _), figure) in PROGRAMS.iter().zip(processed(layer3).unwrap()) {
-            if layer3 && !name.starts_with("gate_tc") {
-                continue;
-            }
-            // As a line of the record.
-            println!("{version} {name} {header} {figure}");
-            assert!(figure <= LIMIT, "{name}, header {header}: {figure}");
-            if let Some(before) = recorded.get(&(*name, header)) {
-                assert!(
-                    figure * 10 <= before * 11,
-                    "{name}, header {header}: {figure}, but {before} before: make it smaller, or \
-                     record it in tests/verifier.txt and say why"
-                );
+        for ((name, ..), figure) in PROGRAMS.iter().zip(processed(layer3).unwrap()) {
+            if !layer3 || name.starts_with("gate_tc") {
+                check(name, header, figure);
             }
         }
+    }
+    for ((name, ..), figure) in STEERING.iter().zip(processed_on_sockets().unwrap()) {
+        check(name, "socket", figure);
     }
 }
