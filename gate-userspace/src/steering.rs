@@ -45,14 +45,6 @@ pub fn attach_lookup(pins: &Pins, lock: &Lock) -> Result<()> {
     pins::restrict(&path)
 }
 
-/// Attaches the programs on connect(2).
-///
-/// # Errors
-/// The kernel's.
-pub fn attach_connect(_pins: &Pins, _lock: &Lock, _cgroup: Option<&Path>) -> Result<()> {
-    Err(Error::NotUp)
-}
-
 /// The maps, which attaching has made.
 ///
 /// # Errors
