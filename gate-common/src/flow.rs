@@ -151,6 +151,9 @@ pub struct EndpointKey {
 }
 
 impl EndpointKey {
+    /// No endpoint: one of port 0.
+    pub const NONE: Self = Self::new(Address::ANY, Port::new(0));
+
     /// The key of one address and port.
     #[inline(always)]
     #[must_use]

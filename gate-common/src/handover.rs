@@ -28,6 +28,8 @@ pub const MAX_ALIASES: u32 = 1024;
 pub struct Share {
     /// The backend. The gate's own listener where this is an endpoint of the gate.
     pub backend: EndpointKey,
+    /// Where it listens as well, for the other family; port 0 for nowhere. For user space.
+    pub also: EndpointKey,
     /// The sum of the weights up to this one, its own included.
     pub limit: u32,
     /// A combination of [`Share::OWN`] and [`Share::LOCAL`].
@@ -44,7 +46,8 @@ impl Share {
 
     /// No share.
     pub const NONE: Self = Self {
-        backend: EndpointKey::new(Address::ANY, Port::new(0)),
+        backend: EndpointKey::NONE,
+        also: EndpointKey::NONE,
         limit: 0,
         flags: 0,
         sockets: 0,
@@ -238,8 +241,8 @@ pub fn redirect<T: Tables>(tables: &T, remote: &EndpointKey) -> Option<(GateId, 
 }
 
 const _: () = {
-    assert!(size_of::<Share>() == 32);
-    assert!(size_of::<Split>() == 8 + 32 * MAX_SHARES);
+    assert!(size_of::<Share>() == 52);
+    assert!(size_of::<Split>() == 8 + 52 * MAX_SHARES);
     assert!(size_of::<ListenerKey>() == 24);
     assert!(size_of::<Peer>() == 44);
     assert!(size_of::<Alias>() == 28);
@@ -278,6 +281,7 @@ mod tests {
     fn share(limit: u32, flags: u32) -> Share {
         Share {
             backend: B,
+            also: EndpointKey::NONE,
             limit,
             flags,
             sockets: 1,

@@ -2,7 +2,6 @@
 //! own. The words are here; [`switch`] carries them out.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,9 +11,11 @@ use gate_common::handover::{MAX_SHARES, MAX_WEIGHT, Share, Split, Steered};
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::error::exit;
 
+mod renew;
 mod status;
 mod switch;
 
+pub use renew::{is_lost, renew, takers};
 pub use status::{HandoverStatus, ToStatus, status};
 pub use switch::{Handed, Part, back, hand_over};
 
@@ -22,8 +23,10 @@ pub use switch::{Handed, Part, back, hand_over};
 /// `10.0.0.6:80=9`, or `127.0.0.1:8082,[::1]:8082` for one that listens at several addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portion {
-    /// Its addresses, at least one.
-    pub at: Vec<Endpoint>,
+    /// Its address.
+    pub at: Endpoint,
+    /// Where it listens as well, for the other family.
+    pub also: Option<Endpoint>,
     /// Its weight.
     pub weight: u32,
 }
@@ -34,9 +37,22 @@ pub enum PortionError {
     /// An address is none.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// Addresses that are not one of each family.
+    #[error(
+        "{0} is no backend: it has one address, or one of each family, as in \
+         127.0.0.1:8082,[::1]:8082; several backends are given by several --to"
+    )]
+    Families(String),
     /// A weight that is none.
     #[error("{0} is no weight: it is a number from 0 to {MAX_WEIGHT}, as in 10.0.0.6:80=9")]
     Weight(String),
+}
+
+impl Portion {
+    /// All its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Endpoint> {
+        [Some(self.at), self.also].into_iter().flatten()
+    }
 }
 
 impl FromStr for Portion {
@@ -52,8 +68,17 @@ impl FromStr for Portion {
                 (addresses, number.ok_or_else(wrong)?)
             }
         };
-        let at: Result<Vec<Endpoint>, _> = addresses.split(',').map(str::parse).collect();
-        Ok(Self { at: at?, weight })
+        let all: Result<Vec<Endpoint>, _> = addresses.split(',').map(str::parse).collect();
+        let families = || PortionError::Families(addresses.to_owned());
+        let is_v4 = |endpoint: Endpoint| endpoint.address.map(|address| address.is_ipv4());
+        let (at, also) = match all?[..] {
+            [at] => (at, None),
+            [at, also] if matches!((is_v4(at), is_v4(also)), (Some(a), Some(b)) if a != b) => {
+                (at, Some(also))
+            }
+            _ => return Err(families()),
+        };
+        Ok(Self { at, also, weight })
     }
 }
 
@@ -152,6 +177,12 @@ pub enum Refusal {
     /// A gate can't be forgotten while its connections go elsewhere.
     #[error("{0} is handed over: `gate handover {0} --back` first")]
     HandedOver(String),
+    /// Addresses of both families where a connection is made to one.
+    #[error(
+        "connect(2) goes to one address: give {0} to a gate of its family, and the other address to \
+         one of the other"
+    )]
+    BothFamilies(Endpoint),
     /// The gate was changed meanwhile.
     #[error("{0} was changed by another command meanwhile: try again")]
     Changed(String),
@@ -172,6 +203,7 @@ impl Refusal {
             | Self::Mixed { .. }
             | Self::NotHere(_)
             | Self::Wildcard(_)
+            | Self::BothFamilies(_)
             | Self::HandedOver(_) => exit::STATE,
             Self::Changed(_) => exit::FAILURE,
         }
@@ -191,9 +223,9 @@ impl Plan {
             return Err(Refusal::NoWeight);
         }
         let mut seen = BTreeSet::new();
-        let mut all = self.to.iter().flat_map(|portion| &portion.at);
-        if let Some(twice) = all.find(|endpoint| !seen.insert(**endpoint)) {
-            return Err(Refusal::Twice(*twice));
+        let mut all = self.to.iter().flat_map(Portion::addresses);
+        if let Some(twice) = all.find(|endpoint| !seen.insert(*endpoint)) {
+            return Err(Refusal::Twice(twice));
         }
         match (self.pid, self.hook) {
             (Some(_), _) if self.to.len() > 1 => Err(Refusal::PidOfMany),
@@ -208,6 +240,7 @@ impl Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Weighed {
     pub backend: Endpoint,
+    pub also: Option<Endpoint>,
     pub weight: u32,
     pub flags: u32,
     pub sockets: u32,
@@ -225,6 +258,7 @@ pub(crate) fn split(hook: Steered, shares: &[Weighed]) -> Split {
         split.total += share.weight;
         *slot = Share {
             backend: EndpointKey::from(share.backend),
+            also: share.also.map_or(EndpointKey::NONE, EndpointKey::from),
             limit: split.total,
             flags: share.flags,
             sockets: share.sockets,
@@ -256,13 +290,6 @@ pub fn portions(split: &Split) -> Vec<(Endpoint, u32, bool)> {
     .collect()
 }
 
-impl fmt::Display for Portion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at: Vec<String> = self.at.iter().map(ToString::to_string).collect();
-        f.write_str(&at.join(","))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,7 +307,7 @@ mod tests {
     #[test]
     fn portions_are_read() {
         let portion: Portion = "127.0.0.1:8082,[::1]:8082=9".parse().expect("a portion");
-        assert_eq!(portion.at.len(), 2);
+        assert_eq!(portion.addresses().count(), 2);
         assert_eq!(portion.weight, 9);
         assert_eq!("*:80".parse::<Portion>().expect("a portion").weight, 1);
         for text in [
@@ -291,6 +318,17 @@ mod tests {
         ] {
             let error = text.parse::<Portion>().expect_err(text);
             assert!(matches!(error, PortionError::Weight(_)), "{text}: {error}");
+        }
+        for text in [
+            "*:80,[::]:80",
+            "10.0.0.5:80,10.0.0.6:80",
+            "1.1.1.1:1,[::1]:1,[::2]:1",
+        ] {
+            let error = text.parse::<Portion>().expect_err(text);
+            assert!(
+                matches!(error, PortionError::Families(_)),
+                "{text}: {error}"
+            );
         }
         for text in ["", "=1", "10.0.0.5", "10.0.0.5:80,", "10.0.0.5:80,x=1"] {
             let error = text.parse::<Portion>().expect_err(text);
@@ -350,6 +388,7 @@ mod tests {
     fn a_split_keeps_what_it_was_made_of() {
         let weighed = |text: &str, weight, flags| Weighed {
             backend: text.parse().expect(text),
+            also: None,
             weight,
             flags,
             sockets: 1,

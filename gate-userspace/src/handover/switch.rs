@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use gate_common::flow::EndpointKey;
 use gate_common::handover::{Alias, MAX_SOCKETS, Share, Steered};
 
-use super::{HookChoice, Plan, Refusal, Weighed, portions, split};
+use super::{HookChoice, Plan, Portion, Refusal, Weighed, portions, split};
 use crate::endpoint::Endpoint;
 use crate::error::{BackendError, Error, Result};
 use crate::gates::{self, Gate, Target};
@@ -113,18 +113,21 @@ fn prepare(
     let mut ready = Vec::new();
     if let (true, Some(pid)) = (plan.to.is_empty(), plan.pid) {
         let backend = sockets::take_of(pid)?;
-        ready.push(with_sockets(backend.address, 1, vec![backend]));
+        let portion = Portion {
+            at: backend.address,
+            also: None,
+            weight: 1,
+        };
+        ready.push(with_sockets(&portion, vec![backend]));
     }
     for portion in &plan.to {
-        let [first, ..] = portion.at[..] else {
-            continue;
-        };
-        let is_own = |at: &Endpoint| endpoints.iter().any(|own| stands_for(*own, *at));
-        if portion.at.iter().any(is_own) {
-            check_listens(hook, first)?;
+        let is_own = |at: Endpoint| endpoints.iter().any(|own| stands_for(*own, at));
+        if portion.addresses().any(is_own) {
+            check_listens(hook, portion.at)?;
             ready.push(Ready {
                 share: Weighed {
-                    backend: first,
+                    backend: portion.at,
+                    also: portion.also,
                     weight: portion.weight,
                     flags: Share::OWN,
                     sockets: 0,
@@ -135,11 +138,11 @@ fn prepare(
         }
         ready.push(match hook {
             Steered::Lookup => {
-                let take = |at: &Endpoint| sockets::take(*at, plan.pid);
-                let taken: Result<Vec<Backend>> = portion.at.iter().map(take).collect();
-                with_sockets(first, portion.weight, taken?)
+                let take = |at| sockets::take(at, plan.pid);
+                let taken: Result<Vec<Backend>> = portion.addresses().map(take).collect();
+                with_sockets(portion, taken?)
             }
-            Steered::Connect => remote(portion.at.as_slice(), portion.weight, first)?,
+            Steered::Connect => remote(portion)?,
         });
     }
     check_loop(target, endpoints, &ready)?;
@@ -151,12 +154,13 @@ fn prepare(
     Ok(ready)
 }
 
-fn with_sockets(backend: Endpoint, weight: u32, sockets: Vec<Backend>) -> Ready {
+fn with_sockets(portion: &Portion, sockets: Vec<Backend>) -> Ready {
     let count: usize = sockets.iter().map(|it| it.sockets.len()).sum();
     Ready {
         share: Weighed {
-            backend,
-            weight,
+            backend: portion.at,
+            also: portion.also,
+            weight: portion.weight,
             flags: 0,
             sockets: u32::try_from(count).map_or(MAX_SOCKETS, |count| count.min(MAX_SOCKETS)),
         },
@@ -165,21 +169,26 @@ fn with_sockets(backend: Endpoint, weight: u32, sockets: Vec<Backend>) -> Ready 
 }
 
 /// A backend that connect(2) is sent to. Where it is this host's it must listen.
-fn remote(at: &[Endpoint], weight: u32, first: Endpoint) -> Result<Ready> {
-    if let Some(wildcard) = at.iter().find(|it| it.address.is_none()) {
-        return Err(Refusal::Wildcard(*wildcard).into());
+fn remote(portion: &Portion) -> Result<Ready> {
+    let at = portion.at;
+    if at.address.is_none() {
+        return Err(Refusal::Wildcard(at).into());
     }
-    let flags = match reach::is_here(first)? {
+    if portion.also.is_some() {
+        return Err(Refusal::BothFamilies(at).into());
+    }
+    let flags = match reach::is_here(at)? {
         true => Share::LOCAL,
         false => 0,
     };
     if flags == Share::LOCAL {
-        check_listens(Steered::Lookup, first)?;
+        check_listens(Steered::Lookup, at)?;
     }
     Ok(Ready {
         share: Weighed {
-            backend: first,
-            weight,
+            backend: at,
+            also: None,
+            weight: portion.weight,
             flags,
             sockets: 0,
         },
