@@ -170,7 +170,7 @@ pub fn attach_temporarily(pins: &Pins, lock: &Lock, endpoints: &[Endpoint]) -> R
     };
     let mut tries = 0;
     loop {
-        let targets = reach::reach(endpoints, &interfaces::list()?)?;
+        let targets = reach::reach(pins, endpoints, &interfaces::list()?)?;
         let attached = attach_all(pins, lock, &targets, options, Stay::UntilRestartsEnd);
         let Err(error) = attached else {
             return attached;

@@ -418,7 +418,7 @@ fn check_guardable(pins: &Pins, endpoints: &[Endpoint]) -> Result<()> {
             return Err(Error::NotHere { endpoint });
         }
     }
-    reach::check(endpoints, &datapath::live(pins)?).map(drop)
+    reach::check(pins, endpoints, &datapath::live(pins)?).map(drop)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ pub fn guard(pins: &Pins, targets: &[Target], lease: Duration) -> Result<Guarded
             return Err(Error::NotHere { endpoint });
         }
     }
-    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    let mut notes = reach::check(pins, &endpoints, &datapath::live(pins)?)?;
     let mut tables = Tables::open(pins)?;
     let now = clock::now();
     tables.settle(&lock, now)?;

@@ -1,15 +1,19 @@
 //! Over which interfaces, and which way, connections to an endpoint go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gate_common::abi::Direction;
+use gate_common::handover::{Share, Steered};
 
 use crate::attach::Attachment;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::hooks::HookChoice;
 use crate::interfaces::{self, Interface, Kind, LOOPBACK, Layer};
+use crate::pins::Pins;
 use crate::routes::{self, Route};
+use crate::tables::Tables;
+use crate::tables::handovers::Handovers;
 
 /// Where an endpoint is, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,40 @@ fn place(endpoint: Endpoint) -> Result<Place> {
     }
 }
 
+/// Where connections to these endpoints go: to each of them, and to the backends that those which are
+/// made here are sent to instead.
+fn places(pins: &Pins, endpoints: &[Endpoint]) -> Result<Vec<(Endpoint, Result<Place>)>> {
+    let mut places: Vec<_> = endpoints.iter().map(|it| (*it, place(*it))).collect();
+    for backend in backends(pins, endpoints)? {
+        let place = match place(backend) {
+            Ok(Place::Here) => Ok(Place::Loopback),
+            place => place,
+        };
+        places.push((backend, place));
+    }
+    Ok(places)
+}
+
+/// The backends that connections to these endpoints are sent to where they are made.
+fn backends(pins: &Pins, endpoints: &[Endpoint]) -> Result<BTreeSet<Endpoint>> {
+    let mut backends = BTreeSet::new();
+    let Some(handovers) = Handovers::open(pins)? else {
+        return Ok(backends);
+    };
+    let tables = Tables::open(pins)?;
+    for endpoint in endpoints {
+        let Some(gate) = tables.gate_of(*endpoint)? else {
+            continue;
+        };
+        let split = handovers.split(gate)?;
+        let sent = split.filter(|split| split.hook == Steered::Connect as u32);
+        let shares = sent.iter().flat_map(|split| &split.shares);
+        let others = shares.filter(|share| share.limit > 0 && share.flags & Share::OWN == 0);
+        backends.extend(others.map(|share| Endpoint::from(share.backend)));
+    }
+    Ok(backends)
+}
+
 /// Whether connections to an endpoint end at this host.
 ///
 /// # Errors
@@ -53,10 +91,14 @@ pub fn is_here(endpoint: Endpoint) -> Result<bool> {
 ///
 /// # Errors
 /// [`Error::NoRoute`], and when the kernel doesn't answer.
-pub fn reach(endpoints: &[Endpoint], all: &[Interface]) -> Result<Vec<(Interface, HookChoice)>> {
+pub fn reach(
+    pins: &Pins,
+    endpoints: &[Endpoint],
+    all: &[Interface],
+) -> Result<Vec<(Interface, HookChoice)>> {
     let mut choices = BTreeMap::<u32, HookChoice>::new();
-    for endpoint in endpoints {
-        for (ifindex, direction) in seen_at(place(*endpoint)?, all) {
+    for (_, place) in places(pins, endpoints)? {
+        for (ifindex, direction) in seen_at(place?, all) {
             let choice = match direction {
                 Direction::Ingress => HookChoice::TcIngress,
                 Direction::Egress => HookChoice::TcEgress,
@@ -126,19 +168,19 @@ pub fn left_out() -> Result<Vec<String>> {
     Ok(unknown.map(note).collect())
 }
 
-/// Fails where none of the attachments sees what goes to some endpoint, so that closing its gate
+/// Fails where none of the attachments sees what goes to some endpoint, or is sent to a backend instead, so that closing its gate
 /// would be a lie. Returns a line for each endpoint of which they see only a part.
 ///
 /// # Errors
 /// [`Error::NotCovered`], and when the kernel doesn't answer.
-pub fn check(endpoints: &[Endpoint], live: &[Attachment]) -> Result<Vec<String>> {
+pub fn check(pins: &Pins, endpoints: &[Endpoint], live: &[Attachment]) -> Result<Vec<String>> {
     let ways: Vec<(u32, Direction)> = live
         .iter()
         .map(|attachment| (attachment.ifindex, attachment.slot.direction()))
         .collect();
     let mut notes = Vec::new();
-    for endpoint in endpoints {
-        let place = match place(*endpoint) {
+    for (endpoint, place) in places(pins, endpoints)? {
+        let place = match place {
             // Where it will be is not known yet: whoever is attached may be on the way.
             Err(Error::NoRoute { .. }) => continue,
             place => place?,
@@ -155,10 +197,7 @@ pub fn check(endpoints: &[Endpoint], live: &[Attachment]) -> Result<Vec<String>>
         };
         match coverage(place, &ways) {
             Coverage::None => {
-                return Err(Error::NotCovered {
-                    endpoint: *endpoint,
-                    remedy,
-                });
+                return Err(Error::NotCovered { endpoint, remedy });
             }
             Coverage::Forwarded => notes.push(format!(
                 "{endpoint}: what this host itself sends there, or gives another address on the way, \

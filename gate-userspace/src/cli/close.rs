@@ -34,7 +34,7 @@ pub struct Close {
 pub fn run(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
     let lock = pins.lock()?;
     let endpoints = gates::meant(pins, &args.targets)?;
-    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    let mut notes = reach::check(pins, &endpoints, &datapath::live(pins)?)?;
     notes.extend(allow::warnings(&args.allow));
     let mut tables = Tables::open(pins)?;
     if mode == Closed::Hold {

@@ -72,7 +72,7 @@ fn close_locked(
     endpoints: Vec<Endpoint>,
     attached: Vec<Upped>,
 ) -> Result<Closing> {
-    let mut notes = reach::check(&endpoints, &datapath::live(pins)?)?;
+    let mut notes = reach::check(pins, &endpoints, &datapath::live(pins)?)?;
     if !attached.is_empty() {
         notes.extend(reach::left_out()?);
     }
