@@ -29,6 +29,7 @@ impl Passes {
             SocketAddr::V6(_) => TcpSocket::new_v6(),
         }?;
         socket.bind(source(to)?)?;
+        self.checks().exempt(&socket).map_err(io::Error::other)?;
         let pass = Pass {
             passes: self,
             from: socket.local_addr()?,

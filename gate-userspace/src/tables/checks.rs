@@ -1,9 +1,11 @@
 //! The connections of health checks.
 
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, SkStorage};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
+use gate_common::handover::Peer;
 
 use super::typed;
 use crate::endpoint::Endpoint;
@@ -14,19 +16,22 @@ use crate::pins::Pins;
 /// an entry names one connection of the process that makes it.
 pub struct Checks {
     map: HashMap<MapData, FlowKey, GateId>,
+    peers: SkStorage<MapData, Peer>,
 }
 
 impl Checks {
-    /// Opens the pinned map.
+    /// Opens the pinned maps.
     ///
     /// # Errors
-    /// Those of the pin.
+    /// Those of the pins.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let path = pins.map("CHECKS");
-        let data =
-            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))?;
+        let data = |name: &str| {
+            let path = pins.map(name);
+            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
+        };
         Ok(Self {
-            map: typed(Map::LruHashMap(data), "CHECKS")?,
+            map: typed(Map::LruHashMap(data("CHECKS")?), "CHECKS")?,
+            peers: typed(Map::SkStorage(data("PEERS")?), "PEERS")?,
         })
     }
 
@@ -38,6 +43,17 @@ impl Checks {
         self.map
             .insert(flow(from, to), GateId::HOST, 0)
             .map_err(Error::aya(format!("enter the check of {to}")))
+    }
+
+    /// Lets a socket connect to where it is told, also where that is handed over: it is to find out
+    /// about the one that it names.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn exempt(&mut self, socket: &impl AsRawFd) -> Result<()> {
+        self.peers
+            .insert(socket, Peer::EXEMPT, 0)
+            .map_err(Error::aya("mark a check's socket in PEERS"))
     }
 
     /// Takes that back.
