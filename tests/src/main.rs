@@ -1,6 +1,6 @@
 //! `gate-lab`: the demo, the benchmarks, and the backend they restart.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,6 +34,12 @@ enum Command {
     Backend(backend::Options),
     /// Restart a backend: stop the old one, stay away for a while, start the new one
     Bounce(bounce::Options),
+    /// Connect, and print with whom, as getpeername(2) tells it
+    Peer {
+        /// Where to
+        #[arg(value_name = "ADDR:PORT")]
+        address: SocketAddr,
+    },
     /// Wait until nothing listens on an address, and until that has lasted for a while
     Away {
         /// The address that a listener is on
@@ -84,6 +90,10 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),
         Command::Backend(options) => backend::serve(options),
         Command::Bounce(options) => bounce::bounce(options),
+        Command::Peer { address } => {
+            println!("{}", TcpStream::connect(address)?.peer_addr()?);
+            Ok(())
+        }
         Command::Away { address, outage } => listener::sit_out(*address, *outage, AWAY_LIMIT),
     }
 }

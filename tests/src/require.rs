@@ -16,7 +16,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use gate_userspace::sockets;
+use gate_userspace::{sockets, sys};
 
 mod probe;
 
@@ -43,6 +43,8 @@ pub enum Feature {
     LinearSynTimeouts,
     /// Sockets that can be destroyed by netlink.
     SockDestroy,
+    /// Numbers by which programs know network namespaces.
+    NamespaceCookie,
 }
 
 impl Feature {
@@ -61,6 +63,7 @@ impl Feature {
                 Version(4, 5),
                 Some("CONFIG_INET_DIAG_DESTROY"),
             ),
+            Self::NamespaceCookie => ("SO_NETNS_COOKIE", Version(5, 14), None),
         }
     }
 
@@ -74,6 +77,7 @@ impl Feature {
             Self::Wireguard => probe::interface("wireguard"),
             Self::Nftables => probe::nftables(),
             Self::SockDestroy => Ok(sockets::can_destroy()?),
+            Self::NamespaceCookie => Ok(sys::namespace_cookie()?.is_some()),
             Self::LinearSynTimeouts => {
                 Ok(Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists())
             }
