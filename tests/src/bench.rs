@@ -3,6 +3,7 @@
 mod baseline;
 pub mod datapath;
 pub mod endurance;
+pub mod handover;
 pub mod path;
 pub mod recipes;
 pub mod restart;

@@ -57,6 +57,8 @@ enum Bench {
     Datapath(bench::datapath::Options),
     /// What clients see of many restarts in a row
     Endurance(bench::endurance::Options),
+    /// What a handover costs those who connect
+    Handover(bench::handover::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
     Restart(bench::restart::Options),
     /// What clients of real software see, with a gate and without
@@ -85,6 +87,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
+        Command::Bench(Bench::Handover(options)) => bench::handover::handover(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
         Command::Bench(Bench::Recipes(options)) => bench::recipes::recipes(options),
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),

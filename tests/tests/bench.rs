@@ -6,6 +6,7 @@ use std::time::Duration;
 use gate_tests::bench::path::Path;
 use gate_tests::bench::restart::once_over;
 use gate_tests::bench::throughput::{self, By, What, measure};
+use gate_tests::require::{Feature, has};
 use serde_json::Value;
 
 const MS: Duration = Duration::from_millis(1);
@@ -34,6 +35,21 @@ fn each_program_of_the_data_path_is_measured() {
         assert_eq!(cases.len(), 12);
         for case in cases {
             assert!(case["ns"].as_f64().unwrap() > 0.0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_connect_that_is_handed_over_is_measured() {
+    if !has(Feature::NamespaceCookie) {
+        return;
+    }
+    let json = lab(&["handover", "--rounds", "2", "--connections", "5"]);
+    let cases = json["connect"].as_array().unwrap();
+    assert_eq!(cases.len(), 4);
+    for case in cases {
+        for what in ["without_ns", "with_ns"] {
+            assert!(case[what]["median"].as_f64().unwrap() > 0.0, "{case}");
         }
     }
 }

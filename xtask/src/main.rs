@@ -78,6 +78,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What a handover costs those who connect
+    Handover {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// How much later than its outage the latest request is when nginx restarts
     Restart {
         /// Arguments for the benchmark
@@ -126,6 +132,9 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Bench(Bench::Endurance { args }) => {
             return lab(&["bench", "endurance"], args, Vec::new());
+        }
+        Task::Bench(Bench::Handover { args }) => {
+            return lab(&["bench", "handover"], args, Vec::new());
         }
         Task::Bench(Bench::Restart { args }) => {
             let nginx = programs::nginx(&Cache::open()?)?;
