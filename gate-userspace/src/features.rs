@@ -42,6 +42,10 @@ pub enum Probe {
     SockDestroy,
     /// A raw IP socket.
     RawSocket,
+    /// A program on the look-up of listening sockets.
+    SkLookup,
+    /// `pidfd_getfd(2)`.
+    PidfdGetfd,
     /// A query of `membarrier(2)`.
     Barrier,
     /// A program is loaded, and its machine code looked for.
@@ -81,7 +85,7 @@ pub struct Feature {
 
 /// All of them: those that are required first, of these `bpf(2)` itself and then the newest, so that
 /// the first that is missing tells how new a kernel it takes.
-pub const FEATURES: [Feature; 20] = [
+pub const FEATURES: [Feature; 22] = [
     required(Probe::Bpf, "bpf", "the bpf(2) call", "3.18"),
     required(Probe::XdpLink, "xdp-link", "XDP links", "5.9"),
     required(
@@ -152,6 +156,24 @@ pub const FEATURES: [Feature; 20] = [
         need: Need::Wanted(
             "`gate restart` of an address of this host, and whatever holds while loopback is attached, \
              is refused",
+        ),
+    },
+    Feature {
+        probe: Probe::SkLookup,
+        id: "sk-lookup",
+        name: "sk_lookup programs",
+        since: "5.9",
+        need: Need::Wanted(
+            "`gate alias` can't answer at other addresses, and `gate handover` can't work on the              backend's host",
+        ),
+    },
+    Feature {
+        probe: Probe::PidfdGetfd,
+        id: "pidfd-getfd",
+        name: "pidfd_getfd",
+        since: "5.6",
+        need: Need::Wanted(
+            "`gate alias` and `gate handover` can't have the listening sockets of other processes",
         ),
     },
     Feature {
@@ -240,7 +262,8 @@ impl State {
                 | Probe::LinkUpdate
                 | Probe::MapBatch
                 | Probe::GlobalData
-                | Probe::TestRun,
+                | Probe::TestRun
+                | Probe::PidfdGetfd,
                 libc::EBADF,
             ) => Self::Present,
             (
@@ -250,7 +273,8 @@ impl State {
                 | Probe::LinkUpdate
                 | Probe::MapBatch
                 | Probe::GlobalData
-                | Probe::TestRun,
+                | Probe::TestRun
+                | Probe::SkLookup,
                 libc::EINVAL | libc::E2BIG,
             ) => Self::Absent,
             // No such qdisc, filter or socket family.
@@ -317,6 +341,28 @@ pub fn require() -> Result<()> {
     }
 }
 
+/// Fails where one thing is known to be missing.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn require_one(probe: Probe) -> Result<()> {
+    let missing = FEATURES.iter().find(|feature| {
+        feature.probe == probe && State::of(probe, running::ask(probe)) == State::Absent
+    });
+    match missing {
+        Some(feature) => Err(lacking(feature, &release())),
+        None => Ok(()),
+    }
+}
+
+fn lacking(feature: &Feature, release: &str) -> Error {
+    Error::Kernel {
+        release: release.to_owned(),
+        feature: feature.name,
+        since: feature.since,
+    }
+}
+
 /// An error for each required feature that is missing.
 pub fn refusals(
     found: impl IntoIterator<Item = Found>,
@@ -325,11 +371,7 @@ pub fn refusals(
     found
         .into_iter()
         .filter(|found| found.feature.need == Need::Required && found.state == State::Absent)
-        .map(|found| Error::Kernel {
-            release: release.to_owned(),
-            feature: found.feature.name,
-            since: found.feature.since,
-        })
+        .map(|found| lacking(found.feature, release))
 }
 
 /// The running kernel's release.

@@ -57,6 +57,8 @@ pub fn ask(probe: Probe) -> Answer {
             let raw = Some(Protocol::from(libc::IPPROTO_RAW));
             Socket::new(Domain::IPV4, Type::RAW, raw).map(|_| true)
         }
+        Probe::SkLookup => probes::load_sk_lookup().map(|_| true),
+        Probe::PidfdGetfd => probes::try_pidfd_getfd().map(|()| true),
         Probe::Barrier => probes::has_rcu_barrier(),
         Probe::Jit => probes::has_jit(),
         Probe::LinearSyn => Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").try_exists(),

@@ -10,6 +10,8 @@ fn linux_4_19(probe: Probe) -> Answer {
         | Probe::MapBatch
         | Probe::GlobalData => Err(libc::EINVAL),
         Probe::RingBuffer | Probe::BootClock | Probe::Jiffies | Probe::Tcx => Ok(false),
+        Probe::SkLookup => Err(libc::EINVAL),
+        Probe::PidfdGetfd => Err(libc::ENOSYS),
         Probe::CgroupMemory | Probe::LinearSyn => Ok(false),
         Probe::FibLookup
         | Probe::Clsact
@@ -29,7 +31,8 @@ fn linux_5_10(probe: Probe) -> Answer {
         | Probe::LinkUpdate
         | Probe::MapBatch
         | Probe::GlobalData => Err(libc::EBADF),
-        Probe::RingBuffer | Probe::BootClock | Probe::Jiffies => Ok(true),
+        Probe::RingBuffer | Probe::BootClock | Probe::Jiffies | Probe::SkLookup => Ok(true),
+        Probe::PidfdGetfd => Err(libc::EBADF),
         probe => linux_4_19(probe),
     }
 }
@@ -130,6 +133,10 @@ fn an_error_means_what_it_means_for_that_probe() {
         (Probe::SockDiag, libc::EPROTONOSUPPORT, State::Absent),
         (Probe::RawSocket, libc::EPERM, State::Forbidden),
         (Probe::Barrier, libc::ENOSYS, State::Absent),
+        (Probe::SkLookup, libc::EINVAL, State::Absent),
+        (Probe::PidfdGetfd, libc::EBADF, State::Present),
+        (Probe::PidfdGetfd, libc::ENOSYS, State::Absent),
+        (Probe::PidfdGetfd, libc::EPERM, State::Forbidden),
     ] {
         assert_eq!(State::of(probe, Err(errno)), state, "{probe:?} {errno}");
     }

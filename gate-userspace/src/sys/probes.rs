@@ -75,14 +75,45 @@ pub fn try_command(command: Command) -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn load_classifier() -> io::Result<OwnedFd> {
-    // mov64 r0, TC_ACT_OK; exit
-    let code: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
+    const TC_ACT_OK: u64 = 0;
+    load(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, TC_ACT_OK)
+}
+
+/// Loads a program on the look-up of listening sockets that leaves all as it is. It goes with its
+/// descriptor.
+///
+/// # Errors
+/// The kernel's.
+pub fn load_sk_lookup() -> io::Result<OwnedFd> {
+    const SK_PASS: u64 = 1;
+    let hook = bpf_attach_type::BPF_SK_LOOKUP as u32;
+    load(bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP, hook, SK_PASS)
+}
+
+/// Loads a program that returns a number.
+fn load(kind: bpf_prog_type, hook: u32, answer: u64) -> io::Result<OwnedFd> {
+    // mov64 r0, answer; exit
+    let code: [u64; 2] = [(answer << 32) | 0xb7, 0x95];
     let mut attr = zeroed_attr();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    attr.__bindgen_anon_3.prog_type = kind as u32;
+    attr.__bindgen_anon_3.expected_attach_type = hook;
     attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
     attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
     attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
     bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr)
+}
+
+/// Asks for a descriptor of no process.
+///
+/// # Errors
+/// The kernel's, always.
+pub fn try_pidfd_getfd() -> io::Result<()> {
+    const NONE: libc::c_int = -1;
+    // SAFETY: the call takes integers and touches no memory of ours.
+    match unsafe { libc::syscall(libc::SYS_pidfd_getfd, NONE, NONE, 0) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Whether programs are compiled to machine code, as one was that is loaded for that.
