@@ -169,7 +169,7 @@ pub trait Tables {
     fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId>;
     /// The share of a gate's split for this hook that a new connection falls to.
     fn share(&self, gate: GateId, hook: Steered) -> Option<Share>;
-    /// What is known of an alias.
+    /// What is known of an alias, with an address or for any.
     fn alias(&self, local: &EndpointKey) -> Option<Alias>;
 }
 
@@ -188,10 +188,11 @@ pub enum Steer {
 }
 
 /// Chooses the listener for a connection that comes in for `local`. An alias goes before an
-/// endpoint, the exact endpoint before the wildcard.
+/// endpoint, and of both the exact one before the wildcard.
 #[inline(always)]
 pub fn steer<T: Tables>(tables: &T, local: &EndpointKey) -> Steer {
-    if let Some(alias) = tables.alias(local) {
+    let any = EndpointKey::new(Address::ANY, local.port);
+    if let Some(alias) = tables.alias(local).or_else(|| tables.alias(&any)) {
         return answer(tables, alias);
     }
     let port = tables.port(local.port);
@@ -293,6 +294,7 @@ mod tests {
         exact: Option<(GateId, Option<Share>)>,
         wildcard: Option<(GateId, Option<Share>)>,
         alias: Option<Alias>,
+        any_alias: Option<Alias>,
         hook: Option<Steered>,
         /// Whether any address belongs to the exact gate.
         any: bool,
@@ -317,7 +319,10 @@ mod tests {
         }
 
         fn alias(&self, local: &EndpointKey) -> Option<Alias> {
-            self.alias.filter(|_| *local == STATUS)
+            match local.address {
+                Address::ANY => self.any_alias.filter(|_| local.port == STATUS.port),
+                _ => self.alias.filter(|_| *local == STATUS),
+            }
         }
     }
 
@@ -383,6 +388,26 @@ mod tests {
         let both = Alias::EXISTING | Alias::WITHDRAWN;
         assert_eq!(steer(&maps(both, None), &STATUS), Steer::Refuse);
         assert_eq!(steer(&maps(Alias::WITHDRAWN, None), &WEB), Steer::Pass);
+    }
+
+    #[test]
+    fn an_alias_of_any_address_answers_where_there_is_no_exact_one() {
+        let of = |of, flags| Alias {
+            of,
+            gate: GateId(1),
+            flags,
+        };
+        let other = key([10, 0, 0, 6], 81);
+        let any = EndpointKey::new(Address::ANY, Port::new(80));
+        let mut maps = Maps {
+            any_alias: Some(of(any, 0)),
+            ..Maps::default()
+        };
+        assert_eq!(steer(&maps, &STATUS), Steer::Own(any));
+        maps.alias = Some(of(WEB, Alias::WITHDRAWN));
+        assert_eq!(steer(&maps, &STATUS), Steer::Refuse);
+        assert_eq!(steer(&maps, &other), Steer::Own(any));
+        assert_eq!(steer(&maps, &key([10, 0, 0, 6], 80)), Steer::Pass);
     }
 
     #[test]
