@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::log;
 
+mod alias;
 mod close;
 mod define;
 mod drain;
@@ -80,6 +81,12 @@ enum Command {
     Guard(guard::Guard),
     /// Give new connections to another backend, while the one that had them finishes its own.
     Handover(handover::Handover),
+    /// Let a gate's listener answer at a status port, by which a balancer asks for it.
+    Alias(alias::Alias),
+    /// Refuse new connections to a gate's status ports; the gate itself goes on.
+    SoftStop(alias::Soft),
+    /// Let a gate's status ports answer again.
+    SoftStart(alias::Soft),
     /// Show the attachments, the gates, and what they hold.
     Status,
     /// Hold new connections, run a command, wait until the backend is healthy, release.
@@ -213,6 +220,9 @@ impl Command {
             }
             Self::Guard(args) => guard::run(&pins, &args, json)?,
             Self::Handover(args) => handover::run(&pins, &args, json)?,
+            Self::Alias(args) => alias::alias(&pins, args)?,
+            Self::SoftStop(args) => alias::stop(&pins, &args)?,
+            Self::SoftStart(args) => alias::start(&pins, &args)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,

@@ -67,6 +67,18 @@ impl FromStr for Endpoint {
     }
 }
 
+impl Endpoint {
+    /// Whether some connection goes to both.
+    #[must_use]
+    pub fn meets(self, other: Self) -> bool {
+        let same_address = match (self.address, other.address) {
+            (Some(own), Some(other)) => own == other,
+            (None, _) | (_, None) => true,
+        };
+        self.port == other.port && same_address
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address {

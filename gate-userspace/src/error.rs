@@ -8,8 +8,10 @@ use crate::endpoint::Endpoint;
 use crate::gates::GateName;
 use crate::handover::Refusal;
 
+mod alias;
 mod backend;
 
+pub use alias::AliasError;
 pub use backend::BackendError;
 
 /// The exit codes of `gate`. A failed command of `gate restart` passes its own on.
@@ -334,6 +336,9 @@ pub enum Error {
     /// A gate isn't handed over.
     #[error(transparent)]
     Handover(#[from] Refusal),
+    /// A status port can't be had.
+    #[error(transparent)]
+    Alias(#[from] AliasError),
     /// A lease had run out before the gate was opened.
     #[error(
         "{gate}: the lease ran out {ago:.1?} ago and opened the gate then; a longer `--for` \
@@ -382,6 +387,7 @@ impl Error {
         match self {
             Self::Rights { .. } => exit::RIGHTS,
             Self::Backend(error) => error.exit_code(),
+            Self::Alias(error) => error.exit_code(),
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
             Self::NotUp
             | Self::NotCovered { .. }

@@ -11,8 +11,9 @@ use std::str::FromStr;
 use gate_common::flow::GateId;
 use gate_common::state::{BootTime, Effective};
 
+use crate::alias::{self, Kind, StatusPort};
 use crate::endpoint::{Endpoint, EndpointError};
-use crate::error::{Error, Result};
+use crate::error::{AliasError, Error, Result};
 use crate::handover::Refusal;
 use crate::pins::{self, Lock, Pins};
 use crate::tables::Tables;
@@ -105,6 +106,8 @@ pub struct Gate {
     pub name: Option<GateName>,
     /// Its endpoints, in order.
     pub endpoints: Vec<Endpoint>,
+    /// Its status ports, in order. They are none of its endpoints.
+    pub aliases: Vec<StatusPort>,
 }
 
 impl fmt::Display for Gate {
@@ -131,23 +134,27 @@ pub fn endpoints(gates: &[Gate]) -> Vec<Endpoint> {
 /// Those of the maps.
 pub fn list(pins: &Pins, tables: &Tables) -> Result<Vec<Gate>> {
     let mut gates = BTreeMap::<GateId, Gate>::new();
-    let names = pins.names();
-    for (name, id) in &names {
-        let name = Some(name.clone());
-        let gate = Gate {
-            id: *id,
-            name,
-            endpoints: Vec::new(),
-        };
-        gates.insert(*id, gate);
+    let gate = |id, name| Gate {
+        id,
+        name,
+        endpoints: Vec::new(),
+        aliases: Vec::new(),
+    };
+    for (name, id) in pins.names() {
+        gates.insert(id, gate(id, Some(name)));
     }
+    let ports = alias::all(pins)?;
+    let aliases = ports.values().flatten().map(|port| port.at);
+    let aliases: BTreeSet<Endpoint> = aliases.collect();
     for (endpoint, id) in tables.endpoints()? {
-        let gate = gates.entry(id).or_insert_with(|| Gate {
-            id,
-            name: None,
-            endpoints: Vec::new(),
-        });
-        gate.endpoints.push(endpoint);
+        if !aliases.contains(&endpoint) {
+            let gate = gates.entry(id).or_insert_with(|| gate(id, None));
+            gate.endpoints.push(endpoint);
+        }
+    }
+    for (id, ports) in ports {
+        let gate = gates.entry(id).or_insert_with(|| gate(id, None));
+        gate.aliases = ports;
     }
     let mut gates: Vec<Gate> = gates.into_values().collect();
     gates.sort_by(|a, b| {
@@ -201,6 +208,8 @@ pub fn find(pins: &Pins, tables: &Tables, targets: &[Target]) -> Result<Vec<Gate
                 if let Some(gate) = gate {
                     alone(gate, *endpoint)?;
                     found.insert(gate.clone());
+                } else {
+                    alias::check_none(&all, *endpoint)?;
                 }
             }
         }
@@ -282,9 +291,16 @@ pub fn define(
             check_guardable(pins, &added)?;
         }
     }
+    for endpoint in endpoints {
+        alias::check_none(&all, *endpoint)?;
+    }
+    if let Some(own) = own {
+        check_answering(own, endpoints)?;
+    }
     for gate in all.iter().filter(|gate| gate.name.as_ref() != Some(name)) {
         for endpoint in gate.endpoints.iter().filter(|it| endpoints.contains(it)) {
             alone(gate, *endpoint)?;
+            check_answering(gate, &BTreeSet::new())?;
             check_open(tables, gate, now)?;
             check_unguarded(tables, gate)?;
             check_not_handed(pins, gate)?;
@@ -312,13 +328,14 @@ pub fn define(
             id,
             name: Some(name.clone()),
             endpoints: endpoints.iter().copied().collect(),
+            aliases: own.map(|own| own.aliases.clone()).unwrap_or_default(),
         },
         already: before == *endpoints,
         dropped,
     })
 }
 
-/// Forgets a gate of that name and its endpoints.
+/// Forgets a gate of that name, its endpoints and its status ports.
 ///
 /// # Errors
 /// [`Error::NoGate`], [`Error::Closed`], [`Error::Guarded`], [`Refusal::HandedOver`], and those of the
@@ -334,6 +351,7 @@ pub fn forget(
     check_open(tables, &gate, now)?;
     check_unguarded(tables, &gate)?;
     check_not_handed(pins, &gate)?;
+    alias::forget(pins, lock, tables, &gate)?;
     for endpoint in &gate.endpoints {
         tables.forget_endpoint(lock, *endpoint)?;
     }
@@ -390,6 +408,22 @@ fn check_open(tables: &Tables, gate: &Gate, now: BootTime) -> Result<()> {
         }),
         Effective::Open | Effective::Expired => Ok(()),
     }
+}
+
+/// Fails where one of the gate's status ports is answered by another endpoint than these.
+fn check_answering(gate: &Gate, endpoints: &BTreeSet<Endpoint>) -> Result<()> {
+    for port in gate.aliases.iter().filter(|it| it.kind == Kind::Alias) {
+        let is_kept = |it: &Endpoint| *it == port.of || (it.address.is_none() && it.meets(port.of));
+        if !endpoints.iter().any(is_kept) {
+            return Err(AliasError::Answering {
+                at: port.at,
+                of: port.of,
+                gate: gate.to_string(),
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 fn check_unguarded(tables: &Tables, gate: &Gate) -> Result<()> {

@@ -17,6 +17,7 @@ mod switch;
 
 pub use renew::{is_lost, renew, takers};
 pub use status::{HandoverStatus, ToStatus, status};
+pub(crate) use switch::forget_unused;
 pub use switch::{Handed, Part, back, hand_over};
 
 /// A backend as it is asked for, and its part of the new connections: `10.0.0.6:80`,

@@ -5,6 +5,7 @@
 //! nothing that the next one couldn't read there, so any of them may die at any
 //! instruction.
 
+pub mod alias;
 pub mod allow;
 pub mod attach;
 pub mod cgroups;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+mod alias;
 mod attach;
 mod close;
 mod define;
@@ -17,6 +18,7 @@ mod release;
 mod restart;
 mod status;
 
+pub use alias::{aliased, aliased_json, softened, softened_json, unaliased, unaliased_json};
 pub use attach::{down, down_json, up, up_json};
 pub use close::{closed, closed_json};
 pub use define::{defined, defined_json, forgotten, forgotten_json};

@@ -6,6 +6,7 @@ use gate_common::abi::{Counter, GateStats, Guard, HeldSyn, Missing};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::state::{BootTime, Effective, Mode};
 
+use crate::alias::{self, State, StatusPort};
 use crate::allow::Cidr;
 use crate::attach::{self, Attachment};
 use crate::clock;
@@ -40,6 +41,8 @@ pub struct GuardStatus {
 pub struct GateStatus {
     /// Its name and its endpoints.
     pub gate: Gate,
+    /// What becomes of connections to its status ports.
+    pub aliases: Vec<(StatusPort, State)>,
     /// Its mode, the lease taken into account.
     pub mode: Mode,
     /// Whether it is open only because its lease ran out.
@@ -124,6 +127,7 @@ pub fn read(pins: &Pins) -> Result<Option<Status>> {
                 _ => Vec::new(),
             },
             stats: tables.stats(gate.id)?,
+            aliases: alias::states(handovers.as_ref(), &gate)?,
             gate,
         });
     }

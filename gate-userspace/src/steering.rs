@@ -9,6 +9,7 @@ use std::path::Path;
 use aya_obj::generated::bpf_attach_type::BPF_SK_LOOKUP;
 
 use crate::error::{Error, Result};
+use crate::features::{self, Probe};
 use crate::object::Steering;
 use crate::pins::{self, Lock, Pins};
 use crate::sys;
@@ -25,6 +26,14 @@ pub fn has_lookup(pins: &Pins) -> bool {
     pins.steering().join(LOOKUP).exists()
 }
 
+/// Fails where the kernel has no program that chooses listening sockets.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn check_lookup() -> Result<()> {
+    features::require_one(Probe::SkLookup)
+}
+
 /// Makes the maps where there are none, and attaches the program that chooses listening sockets to
 /// the calling thread's network namespace.
 ///
@@ -35,6 +44,7 @@ pub fn attach_lookup(pins: &Pins, lock: &Lock) -> Result<()> {
     if has_lookup(pins) {
         return Ok(());
     }
+    check_lookup()?;
     let mut steering = Steering::load(pins, lock)?;
     let namespace = File::open(NAMESPACE).map_err(Error::call("open", NAMESPACE))?;
     let link = sys::attach_to(steering.lookup()?, namespace.as_fd(), BPF_SK_LOOKUP)

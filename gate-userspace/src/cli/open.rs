@@ -10,7 +10,7 @@ use gate_userspace::gates::{self, Target};
 use gate_userspace::pins::Pins;
 use gate_userspace::release::{Job, Pace, Rate, Release, Replayer};
 use gate_userspace::tables::Tables;
-use gate_userspace::{clock, datapath, report};
+use gate_userspace::{alias, clock, datapath, report};
 use serde_json::json;
 
 use super::Answer;
@@ -43,6 +43,8 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
         true => gates::list(pins, &tables)?,
         false => gates::find(pins, &tables, &args.targets)?,
     };
+    let ids = known.iter().map(|gate| gate.id).collect();
+    let note = alias::renew_or_note(pins, &lock, &ids);
     let now = clock::now();
     let mut to_open = BTreeMap::new();
     let mut over: Option<Error> = None;
@@ -75,7 +77,7 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
             each.into_iter().map(ToString::to_string).collect()
         }
     };
-    let (text, released) = match to_open.is_empty() {
+    let (mut text, released) = match to_open.is_empty() {
         true => {
             drop(lock);
             let text = match (shown.is_empty(), &over) {
@@ -111,8 +113,10 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
             datapath::detach_temporary(pins, lock)?;
         }
     }
+    text.extend(note.iter().map(|note| format!("{note}\n")));
     let mut fields = report::released_json(&released.unwrap_or_default());
     fields["gates"] = json!(shown);
+    fields["notes"] = json!(note.into_iter().collect::<Vec<_>>());
     fields["already"] = json!(released.is_none() && over.is_none());
     fields["lease_over"] = json!(over.is_some());
     Ok(Answer {

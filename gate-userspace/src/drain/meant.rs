@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 
+use crate::alias;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{self, Target};
@@ -14,8 +15,10 @@ use crate::tables::Tables;
 /// What a command was told to work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meant {
-    /// The endpoints, each once.
+    /// The endpoints, each once, and the aliases by which connections come to their gates.
     pub endpoints: Vec<Endpoint>,
+    /// Those that are aliases: their gates' endpoints tell whether they are open.
+    aliases: BTreeSet<Endpoint>,
     /// The word that decides over each of them; none where this process may not look.
     words: Option<Vec<StateWord>>,
 }
@@ -28,6 +31,7 @@ impl Meant {
         let all = self.endpoints.iter().zip(words);
         all.filter(|(_, word)| !matches!(word.at(|| now), Effective::Closed(_)))
             .map(|(endpoint, _)| *endpoint)
+            .filter(|endpoint| !self.aliases.contains(endpoint))
             .collect()
     }
 
@@ -70,13 +74,22 @@ pub fn resolve(targets: &[Target], now: BootTime) -> Result<Meant> {
     if let Some(pins) = pins.as_ref().filter(|_| is_by_name) {
         endpoints.extend(gates::meant(pins, targets)?);
     }
+    let aliases = match &pins {
+        Some(pins) if may_look => alias::meant(pins, targets)?,
+        _ => BTreeSet::new(),
+    };
+    endpoints.extend(&aliases);
     let endpoints: Vec<Endpoint> = endpoints.into_iter().collect();
     let words = match pins {
         _ if !may_look => None,
         None => Some(vec![StateWord::OPEN; endpoints.len()]),
         Some(pins) => Some(words(&pins, &endpoints, now)?),
     };
-    Ok(Meant { endpoints, words })
+    Ok(Meant {
+        endpoints,
+        aliases,
+        words,
+    })
 }
 
 /// A closed wildcard's gate goes before an endpoint's own, as in the data path. What has no gate is
@@ -132,6 +145,7 @@ mod tests {
                 endpoints: ["10.0.0.5:80", "10.0.0.6:80"]
                     .map(|text| text.parse().expect(text))
                     .to_vec(),
+                aliases: BTreeSet::new(),
                 words,
             };
             assert_eq!(meant.may_hold(at(5)), may_hold, "{meant:?}");

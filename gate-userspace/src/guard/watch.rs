@@ -8,6 +8,7 @@ use gate_common::flow::{EndpointKey, GateId};
 use gate_common::state::{BootTime, Effective};
 use tokio::time::sleep;
 
+use crate::alias;
 use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -250,9 +251,13 @@ impl Watcher<'_> {
         self.released.retain(|_, at| at.elapsed() < AGAIN);
         let waiting = self.outages.keys().copied().map(Endpoint::from);
         let waiting: Vec<Endpoint> = waiting.collect();
-        let listening = sockets::listening(&waiting)
+        let listened_at = alias::listened_at(self.pins, &waiting)?;
+        let listening = sockets::listening(&listened_at)
             .map_err(Error::call("ask sock_diag for", "listening sockets"))?;
-        for endpoint in listening {
+        for (endpoint, at) in waiting.into_iter().zip(listened_at) {
+            if !listening.contains(&at) {
+                continue;
+            }
             let key = EndpointKey::from(endpoint);
             let is_busy = self.releasing.contains_key(&key) || self.released.contains_key(&key);
             let Some(outage) = self.outages.get(&key).filter(|_| !is_busy) else {
@@ -270,6 +275,10 @@ impl Watcher<'_> {
             if outage.is_over {
                 // Clients that have given up long ago.
                 self.tables.settle(&lock, now)?;
+            }
+            if at != endpoint {
+                // The program that answers for it must know what listens now.
+                alias::renew(self.pins, &lock, &BTreeSet::from([gate]))?;
             }
             self.tables.found(&lock, &key)?;
             drop(lock);

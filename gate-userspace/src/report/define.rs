@@ -33,7 +33,12 @@ pub fn defined_json(defined: &Defined) -> Value {
 /// The line of `gate forget`.
 #[must_use]
 pub fn forgotten(gate: &Gate) -> String {
-    format!("{gate}: forgotten, with {}\n", list(&gate.endpoints))
+    let mut line = format!("{gate}: forgotten, with {}", list(&gate.endpoints));
+    if !gate.aliases.is_empty() {
+        let ports: Vec<_> = gate.aliases.iter().map(|port| port.at).collect();
+        line += &format!(", and with its status port {}", list(&ports));
+    }
+    line + "\n"
 }
 
 /// The JSON of `gate forget`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use gate_common::abi::{Counter, GateStats};
 use serde_json::{Map, Value, json};
 
+use super::alias::{status_port, status_ports_json};
 use super::attach::{hooks_json, hooks_text};
 use super::{list, millis, span, table, texts};
 use crate::attach::{Attachment, By};
@@ -47,7 +48,13 @@ pub fn status(status: Option<&Status>) -> String {
     let allowed = status.gates.iter().filter_map(allowed);
     let missing = status.gates.iter().flat_map(missing);
     let handed = status.gates.iter().filter_map(handed);
-    let more: String = named.chain(handed).chain(allowed).chain(missing).collect();
+    let aliases = status.gates.iter().map(status_ports);
+    let more: String = named
+        .chain(handed)
+        .chain(aliases)
+        .chain(allowed)
+        .chain(missing)
+        .collect();
     match more.is_empty() {
         true => text,
         false => text + "\n" + &more,
@@ -86,6 +93,13 @@ fn handed(gate: &GateStatus) -> Option<String> {
         "{name}: new connections go to {}\n",
         to.join(" and ")
     ))
+}
+
+/// By which other addresses it answers.
+fn status_ports(gate: &GateStatus) -> String {
+    let lines = gate.aliases.iter();
+    let lines = lines.map(|(port, state)| status_port(&gate.gate, port, *state));
+    lines.collect()
 }
 
 /// Where a guarded gate has no listener.
@@ -243,6 +257,7 @@ pub fn status_json(status: Option<&Status>) -> Value {
                 "gate": gate.gate.to_string(),
                 "name": gate.gate.name.as_ref().map(ToString::to_string),
                 "endpoints": texts(&gate.gate.endpoints),
+                "aliases": status_ports_json(&gate.aliases),
                 "mode": gate.mode.name(),
                 "lease_over": gate.expired,
                 "lease_ms": gate.lease.map(millis),

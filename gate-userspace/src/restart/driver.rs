@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::command::{ended, find, spawn, stop};
 use super::draining::{Drained, Draining};
-use super::gates::{Closing, Opened, close, counts, open, reject};
+use super::gates::{Closing, Opened, close, counts, open, reject, renew_aliases};
 use super::machine::{Action, Event, Machine};
 use super::phases::Phases;
 use super::watch::{Health, LastFailure, Watch, effective_checks, healthy, must_listen, watch};
@@ -158,6 +158,7 @@ async fn drive(
         notes,
         passes,
         endpoints,
+        reached,
         listening,
         mut draining,
         attached,
@@ -196,7 +197,7 @@ async fn drive(
             () = healthy(&mut checks) => Event::Healthy,
             _ = queues.tick(), if machine.phase() == Phase::Quiesce => {
                 // A kernel that can't tell (no inet_diag) is taken to have nothing.
-                let pending = sockets::pending_if_none_queued(&endpoints).unwrap_or_default();
+                let pending = sockets::pending_if_none_queued(&reached).unwrap_or_default();
                 Event::Queues {
                     accepted: pending.queued == 0,
                     settled: pending.half_open == 0,
@@ -259,6 +260,9 @@ async fn drive(
                     }));
                 }
                 Action::Open => {
+                    if let Some(note) = renew_aliases(pins, &held) {
+                        progress.note(&note);
+                    }
                     let pace = Pace {
                         rate: request.rate,
                         awaited: match machine.outcome() {

@@ -16,7 +16,7 @@ use crate::pins::{Lock, Pins, RestartLock};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::tables::{Checks, Tables};
-use crate::{allow, clock, reach, sockets};
+use crate::{alias, allow, clock, reach, sockets};
 
 /// A gate as this restart closed it.
 pub(super) struct Held {
@@ -32,6 +32,8 @@ pub(super) struct Closing {
     pub passes: Checks,
     /// All endpoints of the gates.
     pub endpoints: Vec<Endpoint>,
+    /// These, and the aliases by which connections come as well.
+    pub reached: Vec<Endpoint>,
     /// Those that had a listener here when they were closed.
     pub listening: Vec<Endpoint>,
     pub draining: Option<Draining>,
@@ -51,8 +53,9 @@ pub(super) fn close(pins: &Pins, request: &Request) -> Result<Closing> {
         .check_version()
         .and_then(|()| gates::meant(pins, &request.targets))
         .and_then(|endpoints| {
-            let attached = datapath::attach_temporarily(pins, &lock, &endpoints)?;
-            close_locked(pins, &lock, request, endpoints, attached)
+            let reached = alias::joined(pins, &request.targets, &endpoints)?;
+            let attached = datapath::attach_temporarily(pins, &lock, &reached)?;
+            close_locked(pins, &lock, request, (endpoints, reached), attached)
         });
     if closed.is_err() {
         if pins.exist() {
@@ -69,7 +72,7 @@ fn close_locked(
     pins: &Pins,
     lock: &Lock,
     request: &Request,
-    endpoints: Vec<Endpoint>,
+    (endpoints, reached): (Vec<Endpoint>, Vec<Endpoint>),
     attached: Vec<Upped>,
 ) -> Result<Closing> {
     let mut notes = reach::check(pins, &endpoints, &datapath::live(pins)?)?;
@@ -82,7 +85,7 @@ fn close_locked(
     let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
     let listening = endpoints.iter().copied().filter(listens).collect();
     let drain = request.plan.drain;
-    let draining = drain.map(|drain| Draining::new(&endpoints, drain));
+    let draining = drain.map(|drain| Draining::new(&reached, drain));
     let draining = draining.transpose()?;
     let replayer = Replayer::load(pins, lock)?;
     tables.settle(lock, clock::now())?;
@@ -121,6 +124,7 @@ fn close_locked(
         notes,
         passes,
         endpoints,
+        reached,
         listening,
         draining,
         attached,
@@ -181,6 +185,17 @@ pub(super) async fn open(
         at => at,
     };
     opened
+}
+
+/// Makes the listeners known that answer for the gates' aliases now; what to tell the operator.
+pub(super) fn renew_aliases(pins: &Pins, held: &[Held]) -> Option<String> {
+    let gates = held.iter().map(|held| held.gate.id).collect();
+    match pins.lock() {
+        Ok(lock) => alias::renew_or_note(pins, &lock, &gates),
+        // A `gate down` was first.
+        Err(Error::NotUp) => None,
+        Err(error) => Some(format!("the status ports may refuse: {error}")),
+    }
 }
 
 /// Sleeps; also where there is no time to, whatever has come is seen.

@@ -108,6 +108,25 @@ impl Tables {
             .map_err(Error::aya(format!("forget {endpoint}")))
     }
 
+    /// Lets an alias lead to no gate any more. What is held for it is forgotten; what else its gate
+    /// holds stays.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn forget_alias(&mut self, lock: &Lock, alias: Endpoint) -> Result<()> {
+        let Some(gate) = self.gate_of(alias)? else {
+            return Ok(());
+        };
+        self.index(alias.port, Some(alias))?;
+        self.endpoints
+            .remove(&EndpointKey::from(alias))
+            .map_err(Error::aya(format!("forget {alias}")))?;
+        let goes_there =
+            |to: &EndpointKey, of: GateId| of == gate && alias.meets(Endpoint::from(*to));
+        self.forget_held(lock, |flow, syn| goes_there(&flow.endpoint, syn.gate))?;
+        self.forget_missing(lock, |to, missing| goes_there(to, missing.gate))
+    }
+
     /// Takes the slot of a gate that is open and not guarded, and forgets its endpoint.
     fn retire(
         &mut self,

@@ -7,9 +7,9 @@ use aya::maps::{
     Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, SkStorage, SockHash,
 };
 use gate_common::flow::{EndpointKey, GateId};
-use gate_common::handover::{Alias, ListenerKey, MAX_SOCKETS, Split, Steered};
+use gate_common::handover::{Alias, ListenerKey, MAX_ALIASES, MAX_SOCKETS, Split, Steered};
 
-use super::typed;
+use super::{is_full, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
@@ -229,11 +229,15 @@ impl Handovers {
     /// Enters an alias, or changes it.
     ///
     /// # Errors
-    /// Those of the map.
+    /// [`Error::Full`], and those of the map.
     pub fn set_alias(&mut self, _lock: &Lock, at: EndpointKey, alias: Alias) -> Result<()> {
-        self.aliases
-            .insert(at, alias, 0)
-            .map_err(Error::aya("enter into ALIASES"))
+        match self.aliases.insert(at, alias, 0) {
+            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => Err(Error::Full {
+                what: "the table of aliases",
+                max: MAX_ALIASES,
+            }),
+            set => set.map_err(Error::aya("enter into ALIASES")),
+        }
     }
 
     /// Forgets an alias.
