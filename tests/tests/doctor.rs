@@ -111,6 +111,8 @@ fn on_this_host_gate_works() {
         "CAP_PERFMON",
         "the verifier takes all 4",
         "BPF ring buffers",
+        "sk_lookup programs",
+        "pidfd_getfd",
     ] {
         assert!(text.contains(word), "no {word} in {text}");
     }
@@ -411,6 +413,22 @@ fn a_kernel_without_something_required_is_refused_by_its_name() {
         }
         assert_eq!(parse(&on_it(&JSON))["works"], false);
     }
+}
+
+#[test]
+fn a_kernel_without_what_an_alias_needs_is_refused_by_its_name() {
+    let topology = up();
+    gate(&topology, &["define", "web", "10.0.0.5:80"]);
+    let alias = ["alias", "web", "10.0.0.5:81"];
+    let mut no_lookup = command(&alias);
+    without_command(&mut no_lookup, bpf_cmd::BPF_PROG_LOAD);
+    let words = ["sk_lookup programs", "Linux 5.9", "upgrade it"];
+    assert_refusal(&run(&topology, &mut no_lookup), 1, &words);
+    let mut no_lookup = command(&JSON);
+    without_command(&mut no_lookup, bpf_cmd::BPF_PROG_LOAD);
+    let told = parse(&run(&topology, &mut no_lookup));
+    assert_eq!(state(&told, "sk-lookup"), "absent");
+    assert_eq!(state(&told, "pidfd-getfd"), "present");
 }
 
 #[test]
