@@ -11,12 +11,17 @@ use gate_common::state::BootTime;
 use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result, exit};
+use crate::pins::Pins;
+use crate::rights;
 use crate::sockets::{Found, Lister};
+use crate::tables::handovers::Handovers;
 
 pub mod driver;
 mod meant;
+mod whose;
 
-pub use meant::{Meant, resolve};
+pub use meant::{Meant, MeantBackends, of_backends, resolve};
+pub use whose::Whose;
 
 /// Between two looks, at the least and at the most.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -27,7 +32,17 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const PAUSE_FACTOR: u32 = 9;
 
 /// Looks at the connections of endpoints. Every look is one short call.
-pub struct Watch(Lister);
+pub struct Watch {
+    lister: Lister,
+    of: Option<OfBackends>,
+}
+
+/// What it takes to tell one backend's connections from another's.
+struct OfBackends {
+    whose: Whose,
+    /// Where the marks are, once there was a handover.
+    pins: Option<Pins>,
+}
 
 impl Watch {
     /// Begins to watch, in the calling thread's network namespace.
@@ -36,7 +51,34 @@ impl Watch {
     /// The kernel's.
     pub fn new(endpoints: &[Endpoint]) -> Result<Self> {
         let lister = Lister::new(endpoints).map_err(Error::call("open", "sock_diag"))?;
-        Ok(Self(lister))
+        Ok(Self { lister, of: None })
+    }
+
+    /// As [`Self::new`], but only for what is certain backends'. Where nothing was ever handed over,
+    /// that is what has their addresses.
+    ///
+    /// # Errors
+    /// [`Error::Rights`]; those of the pins and maps; the kernel's.
+    pub fn of_backends(whose: Whose) -> Result<Self> {
+        rights::check()?;
+        let pins = match Pins::here() {
+            Err(Error::NoBpffs { .. }) => None,
+            pins => Some(pins?),
+        };
+        let mut endpoints = whose.backends.clone();
+        // Beside the marks, by which connections are found, their clients and half-open requests are
+        // looked for: where they arrive.
+        endpoints.extend(match whose.by.is_empty() {
+            true => meant::all_endpoints(pins.as_ref())?,
+            false => whose.by.clone(),
+        });
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        let of = Some(OfBackends { whose, pins });
+        Ok(Self {
+            of,
+            ..Self::new(&endpoints)?
+        })
     }
 
     /// What is connected at this moment.
@@ -44,7 +86,22 @@ impl Watch {
     /// # Errors
     /// The kernel's.
     pub fn look(&mut self) -> Result<Found> {
-        self.0.look().map_err(Error::call("ask", "sock_diag"))
+        if let Some(pins) = self.of.as_ref().and_then(|of| of.pins.as_ref())
+            && !self.lister.reads_marks()
+            && let Some(tables) = Handovers::open(pins)?
+        {
+            let map = tables.served().try_clone_to_owned();
+            self.lister
+                .read_marks(map.map_err(Error::call("duplicate", "SERVED"))?);
+        }
+        let mut found = self
+            .lister
+            .look()
+            .map_err(Error::call("ask", "sock_diag"))?;
+        if let Some(of) = &mut self.of {
+            of.whose.keep(&mut found);
+        }
+        Ok(found)
     }
 }
 

@@ -85,7 +85,14 @@ impl Flush {
     /// [`Error::NoDestroy`] where the kernel can't destroy sockets; the kernel's.
     pub fn begin(endpoints: &[Endpoint], options: Options, now: BootTime) -> Result<Self> {
         check()?;
-        let found = drain::connections(endpoints)?;
+        Self::of(drain::connections(endpoints)?, options, now)
+    }
+
+    /// As [`Self::begin`], for what a look has found.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(found: Found, options: Options, now: BootTime) -> Result<Self> {
         let (rest, busy) = select(found, options);
         Ok(Self {
             destroyer: Destroyer::new().map_err(Error::call("open", "sock_diag"))?,
@@ -209,14 +216,15 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// Flushes all connections at once, also busy ones, but not those that are being made: a gate may
-/// hold them. It blocks for about 10 µs for each.
+/// Flushes all connections of a look at once, also busy ones, but not those that are being made: a
+/// gate may hold them. It blocks for about 10 µs for each.
 ///
 /// # Errors
 /// As [`Flush::begin`] and [`Flush::step`].
-pub fn all(endpoints: &[Endpoint]) -> Result<Flushed> {
+pub fn all(found: Found) -> Result<Flushed> {
+    check()?;
     let now = clock::now();
-    let mut flush = Flush::begin(endpoints, Options::default(), now)?;
+    let mut flush = Flush::of(found, Options::default(), now)?;
     while flush.left() > 0 {
         flush.step(now)?;
     }

@@ -20,10 +20,12 @@ mod destroy;
 mod holders;
 mod listener;
 mod owners;
+mod pairs;
+mod served;
 mod socket;
 
 pub use backend::{Backend, Taken, take, take_of};
-pub use connections::{Connection, Found, Lister};
+pub use connections::{Connection, Found, HalfOpen, Lister};
 pub use destroy::{Destroyer, can_destroy};
 pub use listener::{Listener, listeners_on, places, reached};
 pub use owners::{Process, owners};

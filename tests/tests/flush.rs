@@ -97,7 +97,9 @@ fn all_of_an_endpoint_are_reset_and_nothing_else() {
         let near = SocketAddr::new(target.ip(), PORT + 1);
         let left = connect(&topology, from, near, &other);
         let done = topology
-            .run(Side::Server, || Ok(flush::all(&endpoints(&[endpoint]))?))
+            .run(Side::Server, || {
+                Ok(flush::all(drain::connections(&endpoints(&[endpoint]))?)?)
+            })
             .unwrap();
         let expected = Flushed {
             backend: 3,

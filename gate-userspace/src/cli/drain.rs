@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use gate_userspace::drain::{self, driver};
 use gate_userspace::endpoint::Endpoint;
+use gate_userspace::error::Result;
 use gate_userspace::gates::Target;
 use gate_userspace::{clock, report, rights, sockets};
 
@@ -18,11 +19,19 @@ A connection counts as long as a process or an accept queue has it: ESTABLISHED,
 FIN_WAIT where it was only shut down for writing. On the proxy's host it waits for the connections \
 to the backend. An endpoint needs no gate; for a wildcard only connections to this host count.
 
+With --backend only connections that the backend listening there accepted count: by a handover, \
+whichever gate they came by (with GATE only by that), and those that were made to its own address. \
+What another backend has at the same endpoint does not. Without it all count, whoever has them.
+
 Exit codes: 0 none is left, or they were flushed; 3 some are left; 128 + N after signal N.")]
 pub struct Drain {
     /// What to wait for: a gate's name, or an endpoint: 10.0.0.5:8080, [fd00::5]:8080, or *:8080.
-    #[arg(required = true, value_name = "GATE")]
+    #[arg(required_unless_present = "backends", value_name = "GATE")]
     targets: Vec<Target>,
+    /// Wait for the connections of the backend that listens there: 127.0.0.1:8082, *:8082 where it is
+    /// bound to any address, or 127.0.0.1:8082,[::1]:8082 where to both.
+    #[arg(long = "backend", value_name = "ADDR", value_delimiter = ',')]
+    backends: Vec<Endpoint>,
     /// How long to wait.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = lease)]
     timeout: Duration,
@@ -37,13 +46,9 @@ pub fn run(args: &Drain, json: bool) -> anyhow::Result<Answer> {
     if flush {
         rights::check_net_admin()?;
     }
-    let now = clock::now();
-    let meant = drain::resolve(&args.targets, now)?;
-    let request = driver::Request {
-        notes: meant.open(now).iter().map(note).collect(),
-        endpoints: meant.endpoints,
-        timeout: args.timeout,
-        flush,
+    let request = match args.backends.is_empty() {
+        true => of_endpoints(args, flush)?,
+        false => of_backends(args, flush)?,
     };
     let mut progress = report::Stderr::new(json);
     let drained = on_runtime(driver::run(&request, &mut progress));
@@ -58,7 +63,37 @@ pub fn run(args: &Drain, json: bool) -> anyhow::Result<Answer> {
     })
 }
 
-/// What is open goes on taking connections.
-fn note(endpoint: &Endpoint) -> String {
-    format!("{endpoint} is open, so new connections go on coming in: `gate hold` first keeps them")
+fn of_endpoints(args: &Drain, flush: bool) -> Result<driver::Request> {
+    let now = clock::now();
+    let meant = drain::resolve(&args.targets, now)?;
+    // What is open goes on taking connections.
+    let note = |endpoint: &Endpoint| {
+        format!(
+            "{endpoint} is open, so new connections go on coming in: `gate hold` first keeps them"
+        )
+    };
+    Ok(driver::Request {
+        notes: meant.open(now).iter().map(note).collect(),
+        endpoints: meant.endpoints,
+        by: None,
+        timeout: args.timeout,
+        flush,
+    })
+}
+
+fn of_backends(args: &Drain, flush: bool) -> Result<driver::Request> {
+    let meant = drain::of_backends(&args.backends, &args.targets, clock::now())?;
+    let note = |gate: &String| {
+        format!(
+            "{gate} still gives it new connections: `gate handover {gate} --to ADDR` first gives them \
+             to another"
+        )
+    };
+    Ok(driver::Request {
+        notes: meant.giving.iter().map(note).collect(),
+        endpoints: args.backends.clone(),
+        by: Some(meant.by),
+        timeout: args.timeout,
+        flush,
+    })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Event, Machine, Outcome, Phase, Watch};
+use super::{Event, Machine, Outcome, Phase, Watch, Whose};
 use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
@@ -18,8 +18,11 @@ const REFRESH: Duration = Duration::from_millis(100);
 /// A drain as it was asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The endpoints.
+    /// The endpoints; those of backends where `by` is there.
     pub endpoints: Vec<Endpoint>,
+    /// Where only connections that these backends accepted are meant: the endpoints by which they
+    /// came, none for any.
+    pub by: Option<Vec<Endpoint>>,
     /// How long it waits.
     pub timeout: Duration,
     /// Whether the connections that are left then are reset.
@@ -72,14 +75,17 @@ pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drain
     if request.flush {
         flush::check()?;
     }
-    let mut watch = Watch::new(&request.endpoints)?;
+    let mut watch = match &request.by {
+        None => Watch::new(&request.endpoints)?,
+        Some(by) => Watch::of_backends(Whose::new(request.endpoints.clone(), by.clone()))?,
+    };
     let start = clock::now();
     let mut machine = Machine::new(start, request.timeout);
     let waited_for = wait(request, &mut watch, &mut machine, progress).await?;
     let outcome = machine.outcome().unwrap_or(Outcome::Remaining);
     let waited = clock::between(start, clock::now());
     let flushed = match outcome {
-        Outcome::Remaining if request.flush => Some(flush::all(&request.endpoints)?),
+        Outcome::Remaining if request.flush => Some(flush::all(watch.look()?)?),
         Outcome::Remaining | Outcome::Drained | Outcome::Interrupted(_) => None,
     };
     Ok(Drained {
@@ -89,6 +95,26 @@ pub async fn run(request: &Request, progress: &mut dyn Progress) -> Result<Drain
         left: waited_for.found,
         flushed,
     })
+}
+
+/// Waits until these backends have no connection any more, whichever endpoint it came by, or until
+/// the time is up: what a handover does before it says that a backend may be stopped.
+///
+/// # Errors
+/// As [`run`].
+pub async fn empty(
+    backends: &[Endpoint],
+    timeout: Duration,
+    progress: &mut dyn Progress,
+) -> Result<Drained> {
+    let request = Request {
+        endpoints: backends.to_vec(),
+        by: Some(Vec::new()),
+        timeout,
+        flush: false,
+        notes: Vec::new(),
+    };
+    run(&request, progress).await
 }
 
 /// Waits until the machine has ended.
@@ -109,7 +135,7 @@ async fn wait(
         let connections = found.connections.len();
         let looked = Event::Looked {
             connections,
-            half_open: found.half_open,
+            half_open: found.half_open.len(),
             took: clock::between(began, now),
         };
         machine.on(looked, now);

@@ -7,10 +7,14 @@ use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use crate::alias;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::gates::{self, Target};
+use crate::gates::{self, Gate, Target};
+use crate::handover;
 use crate::pins::Pins;
 use crate::rights;
 use crate::tables::Tables;
+use crate::tables::handovers::Handovers;
+
+use super::whose::meet;
 
 /// What a command was told to work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +94,87 @@ pub fn resolve(targets: &[Target], now: BootTime) -> Result<Meant> {
         aliases,
         words,
     })
+}
+
+/// What a drain of backends is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeantBackends {
+    /// The endpoints by which the connections came; none for any.
+    pub by: Vec<Endpoint>,
+    /// The gates that still give new connections to one of the backends.
+    pub giving: Vec<String>,
+}
+
+/// Looks up by which endpoints, and aliases of them, a backend's connections came, if gates are
+/// named.
+///
+/// # Errors
+/// [`Error::NoGate`], [`Error::Rights`], and those of the pins and the maps.
+pub fn of_backends(
+    backends: &[Endpoint],
+    targets: &[Target],
+    now: BootTime,
+) -> Result<MeantBackends> {
+    rights::check()?;
+    let mut by = resolve(targets, now)?.endpoints;
+    let pins = match Pins::here() {
+        Err(Error::NoBpffs { .. }) => None,
+        pins => Some(pins?),
+    };
+    let Some(pins) = pins.filter(Pins::exist) else {
+        let giving = Vec::new();
+        return Ok(MeantBackends { by, giving });
+    };
+    let tables = Tables::open(&pins)?;
+    let handovers = Handovers::open(&pins)?;
+    let mut giving = Vec::new();
+    for gate in gates::list(&pins, &tables)? {
+        let is_meant = by.is_empty() || gate.endpoints.iter().any(|it| by.contains(it));
+        let is_closed = matches!(tables.state(gate.id)?.at(|| now), Effective::Closed(_));
+        if is_meant && !is_closed && gives(handovers.as_ref(), &gate, backends)? {
+            giving.push(gate.to_string());
+        }
+    }
+    if !by.is_empty() {
+        by.extend(aliases(handovers.as_ref(), |of| by.contains(&of))?);
+    }
+    Ok(MeantBackends { by, giving })
+}
+
+/// Whether a gate's new connections go to one of these, or a part of them does.
+fn gives(handovers: Option<&Handovers>, gate: &Gate, backends: &[Endpoint]) -> Result<bool> {
+    let split = match handovers {
+        Some(handovers) => handover::status(handovers, gate.id)?,
+        None => None,
+    };
+    let is_one = |it: Endpoint| backends.iter().any(|backend| meet(*backend, it));
+    let own = gate.endpoints.iter().any(|it| is_one(*it));
+    Ok(split.map_or(own, |split| {
+        let mut to = split.to.iter().filter(|to| to.weight > 0);
+        to.any(|to| is_one(to.backend) || to.is_own && own)
+    }))
+}
+
+/// Where the aliases of some endpoints are.
+fn aliases(
+    handovers: Option<&Handovers>,
+    is_meant: impl Fn(Endpoint) -> bool,
+) -> Result<Vec<Endpoint>> {
+    let all = handovers.map_or(Ok(Vec::new()), Handovers::aliases)?;
+    let meant = all
+        .into_iter()
+        .filter(|(_, alias)| is_meant(alias.of.into()));
+    Ok(meant.map(|(at, _)| at.into()).collect())
+}
+
+/// All endpoints of gates, and all aliases.
+pub(super) fn all_endpoints(pins: Option<&Pins>) -> Result<Vec<Endpoint>> {
+    let Some(pins) = pins.filter(|pins| pins.exist()) else {
+        return Ok(Vec::new());
+    };
+    let mut all: Vec<Endpoint> = Tables::open(pins)?.endpoints()?.into_keys().collect();
+    all.extend(aliases(Handovers::open(pins)?.as_ref(), |_| true)?);
+    Ok(all)
 }
 
 /// A closed wildcard's gate goes before an endpoint's own, as in the data path. What has no gate is

@@ -66,8 +66,13 @@ pub fn drain_complaint(request: &Request, drained: &Drained) -> Option<String> {
         (Outcome::Drained, _) | (Outcome::Remaining, Some(_)) => None,
         (Outcome::Remaining, None) => Some(format!(
             "{left} to {endpoints} did not end within --timeout {}: give it longer, or reset them \
-             with `gate flush` or `--then flush`",
-            humantime::format_duration(request.timeout)
+             with {}`--then flush`",
+            humantime::format_duration(request.timeout),
+            // A flush of the endpoint would reset those of other backends, too.
+            match request.by {
+                None => "`gate flush` or ",
+                Some(_) => "",
+            }
         )),
         (Outcome::Interrupted(_), _) => Some(format!(
             "interrupted with {left} to {endpoints}: nothing was changed"
@@ -136,11 +141,12 @@ pub fn drained_json(request: &Request, drained: &Drained, owners: &Owners) -> Va
         .collect();
     json!({
         "endpoints": endpoints,
+        "of_backends": request.by.is_some(),
         "outcome": drained.outcome.name(),
         "exit_code": drained.exit_code(),
         "before": drained.before,
         "left": left.len(),
-        "half_open": drained.left.half_open,
+        "half_open": drained.left.half_open.len(),
         "waited_ms": millis(drained.waited),
         "connections": left,
         "flushed": drained.flushed.as_ref().map(flushed_json),
@@ -165,6 +171,7 @@ fn connection_json(connection: &Connection, owners: &Owners) -> Value {
     };
     json!({
         "endpoint": connection.endpoint.to_string(),
+        "served_by": connection.backend.as_ref().and_then(|it| it.served_by).map(|it| it.to_string()),
         "client_address": connection.peer().map(|peer| peer.to_string()),
         "idle_ms": connection.idle().map(millis),
         "backend": socket(&connection.backend),

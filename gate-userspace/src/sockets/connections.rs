@@ -1,8 +1,9 @@
 //! The connections of endpoints: which sockets are their ends on this host.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_sock_diag::SockDiagMessage;
@@ -12,6 +13,8 @@ use netlink_packet_sock_diag::inet::{
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
+use super::pairs::Pairs;
+use super::served::Marked;
 use super::socket::{Socket, State};
 use crate::endpoint::Endpoint;
 use crate::netlink::Channel;
@@ -73,13 +76,23 @@ pub struct Found {
     pub connecting: Vec<Connection>,
     /// Half-open requests at the backend, without those whose SYN-ACK was sent again: their client is
     /// gone, or far away.
-    pub half_open: usize,
+    pub half_open: Vec<HalfOpen>,
+}
+
+/// A half-open request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfOpen {
+    /// Its name, which the connection will have.
+    pub cookie: u64,
+    /// Where it arrived.
+    pub local: SocketAddr,
 }
 
 /// Asks for the connections of endpoints, in the network namespace in which it was made.
 pub struct Lister {
     channel: Channel,
     endpoints: Vec<Endpoint>,
+    marks: Option<OwnedFd>,
 }
 
 /// Of a socket, on the wire: the end that is the endpoint's.
@@ -98,7 +111,20 @@ impl Lister {
         Ok(Self {
             channel: Channel::open(NETLINK_SOCK_DIAG)?,
             endpoints: endpoints.to_vec(),
+            marks: None,
         })
+    }
+
+    /// Looks for the marks in this map, too: a socket storage whose values are endpoints. A marked
+    /// connection is found at whichever address it was accepted. It takes `CAP_BPF`.
+    pub fn read_marks(&mut self, map: OwnedFd) {
+        self.marks = Some(map);
+    }
+
+    /// Whether it looks for marks.
+    #[must_use]
+    pub fn reads_marks(&self) -> bool {
+        self.marks.is_some()
     }
 
     /// Looks once. It asks the kernel for the sockets of these ports only (`idiag_sport`,
@@ -108,11 +134,11 @@ impl Lister {
     /// The kernel's.
     pub fn look(&mut self) -> io::Result<Found> {
         let mut pairs = Pairs::default();
-        let mut half_open = 0;
+        let mut half_open = Vec::new();
         // The clients first: of a connection that is made meanwhile the backend's socket is seen.
         let clients = self.ask(End::Remote)?;
         for answer in self.ask(End::Local)? {
-            half_open += usize::from(self.is_half_open(&answer));
+            half_open.extend(self.half_open(&answer));
             let socket = Socket::read(&answer).filter(Socket::is_open);
             if let Some((socket, endpoint)) = self.to_endpoint(socket, |it| it.local) {
                 pairs.add_backend(socket, endpoint);
@@ -135,8 +161,15 @@ impl Lister {
 
     /// The sockets with an endpoint's port at one end.
     fn ask(&mut self, end: fn(u16) -> End) -> io::Result<Vec<InetResponse>> {
-        let ports: BTreeSet<u16> = self.endpoints.iter().map(|it| it.port).collect();
         let mut answers = Vec::new();
+        // 0 is any port: a gate may have been forgotten since it took a connection.
+        if let (Some(_), End::Local(_)) = (&self.marks, end(0)) {
+            for family in [AF_INET, AF_INET6] {
+                answers.extend(self.dump(family, end(0))?);
+            }
+            return Ok(answers);
+        }
+        let ports: BTreeSet<u16> = self.endpoints.iter().map(|it| it.port).collect();
         for port in ports {
             for family in self.families(port) {
                 answers.extend(self.dump(*family, end(port))?);
@@ -177,24 +210,34 @@ impl Lister {
             states,
             socket_id,
         });
-        let answers = self.channel.dump(request)?.into_iter();
-        Ok(answers
-            .filter_map(|answer| match answer {
-                SockDiagMessage::InetResponse(socket) => Some(*socket),
-                _ => None,
-            })
-            .collect())
+        let answers = match (&self.marks, end) {
+            (Some(map), End::Local(_)) => {
+                let request = Marked::new(request, map.as_fd());
+                let answers = self.channel.dump(request)?.into_iter();
+                answers.map(|answer| answer.message).collect()
+            }
+            _ => self.channel.dump(request)?,
+        };
+        let sockets = answers.into_iter().filter_map(|answer| match answer {
+            SockDiagMessage::InetResponse(socket) => Some(*socket),
+            _ => None,
+        });
+        Ok(sockets.collect())
     }
 
-    fn is_half_open(&self, answer: &InetResponse) -> bool {
+    fn half_open(&self, answer: &InetResponse) -> Option<HalfOpen> {
         let header = &answer.header;
         let local = SocketAddr::new(
             header.socket_id.source_address,
             header.socket_id.source_port,
         );
-        header.state == TCP_SYN_RECV
+        let is_one = header.state == TCP_SYN_RECV
             && !matches!(header.timer, Some(Timer::Retransmit(_, 1..)))
-            && endpoint_of(&self.endpoints, local).is_some()
+            && endpoint_of(&self.endpoints, local).is_some();
+        is_one.then(|| HalfOpen {
+            cookie: u64::from_ne_bytes(header.socket_id.cookie),
+            local,
+        })
     }
 
     fn to_endpoint(
@@ -203,7 +246,13 @@ impl Lister {
         end: impl Fn(&Socket) -> SocketAddr,
     ) -> Option<(Socket, Endpoint)> {
         let socket = socket?;
-        let endpoint = endpoint_of(&self.endpoints, end(&socket))?;
+        let address = end(&socket);
+        let at = || Endpoint {
+            address: Some(address.ip()),
+            port: address.port(),
+        };
+        let endpoint =
+            endpoint_of(&self.endpoints, address).or_else(|| socket.served_by.map(|_| at()))?;
         Some((socket, endpoint))
     }
 }
@@ -221,95 +270,23 @@ fn endpoint_of(endpoints: &[Endpoint], address: SocketAddr) -> Option<Endpoint> 
     [exact, any].into_iter().find(|it| endpoints.contains(it))
 }
 
-/// Joins the two sockets of a connection.
-#[derive(Default)]
-struct Pairs {
-    found: Vec<Connection>,
-    /// By the client's address and the backend's.
-    by_ends: HashMap<(SocketAddr, SocketAddr), usize>,
-}
-
-impl Pairs {
-    fn add_backend(&mut self, socket: Socket, endpoint: Endpoint) {
-        let ends = (socket.peer, socket.local);
-        self.by_ends.insert(ends, self.found.len());
-        self.found.push(Connection {
-            endpoint,
-            backend: Some(socket),
-            client: None,
-        });
-    }
-
-    fn add_client(&mut self, socket: Socket, endpoint: Endpoint) {
-        let pair = self.by_ends.get(&(socket.local, socket.peer));
-        let pair = pair.and_then(|index| self.found.get_mut(*index));
-        match pair {
-            // A connection to itself has one socket, which both questions find.
-            Some(pair)
-                if pair
-                    .backend
-                    .as_ref()
-                    .is_some_and(|it| it.name == socket.name) => {}
-            Some(pair) if pair.client.is_none() => pair.client = Some(socket),
-            // A wildcard is this host: what goes to the port elsewhere isn't meant.
-            _ if endpoint.address.is_none() => {}
-            _ => self.found.push(Connection {
-                endpoint,
-                backend: None,
-                client: Some(socket),
-            }),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sockets::Name;
 
     fn endpoint(text: &str) -> Endpoint {
         text.parse().expect("an endpoint")
     }
 
     fn socket(local: &str, peer: &str, cookie: u8, idle: u64) -> Socket {
-        Socket {
-            name: Name {
-                family: AF_INET,
-                id: SocketId {
-                    cookie: [cookie; 8],
-                    ..SocketId::new_v4()
-                },
-            },
-            local: local.parse().expect("an address"),
-            peer: peer.parse().expect("an address"),
-            state: State::Established,
-            idle: Some(Duration::from_millis(idle)),
-            unread: 0,
-            unsent: 0,
-            unacked: 0,
-            inode: 1,
-        }
+        let mut socket = Socket::example(local, peer, None);
+        socket.name.id.cookie = [cookie; 8];
+        socket.idle = Some(Duration::from_millis(idle));
+        socket
     }
 
     const BACKEND: &str = "10.0.0.5:80";
     const CLIENT: &str = "10.0.0.1:4000";
-
-    #[test]
-    fn both_sockets_of_a_connection_are_one() {
-        let mut pairs = Pairs::default();
-        pairs.add_backend(socket(BACKEND, CLIENT, 1, 500), endpoint(BACKEND));
-        pairs.add_client(socket(CLIENT, BACKEND, 2, 20), endpoint(BACKEND));
-        pairs.add_client(socket("10.0.0.1:4001", BACKEND, 3, 7), endpoint(BACKEND));
-        let [both, one] = &pairs.found[..] else {
-            panic!("{:?}", pairs.found)
-        };
-        assert_eq!((both.sockets().count(), one.sockets().count()), (2, 1));
-        assert_eq!(both.idle(), Some(Duration::from_millis(20)));
-        assert!(both.is_idle_for(Duration::from_millis(20)));
-        assert!(!both.is_idle_for(Duration::from_millis(21)));
-        assert_eq!(both.peer(), CLIENT.parse().ok());
-        assert_eq!(one.peer(), "10.0.0.1:4001".parse().ok());
-    }
 
     #[test]
     fn a_connection_is_busy_by_either_side() {
@@ -337,37 +314,6 @@ mod tests {
                 assert!(!connection.is_idle_for(Duration::from_millis(1)));
             }
         }
-    }
-
-    #[test]
-    fn a_wildcard_takes_clients_only_of_a_backend_that_is_here() {
-        let mut pairs = Pairs::default();
-        let any = endpoint("*:80");
-        pairs.add_client(socket(CLIENT, "10.0.0.9:80", 1, 0), any);
-        assert_eq!(pairs.found, []);
-        pairs.add_backend(socket(BACKEND, CLIENT, 1, 0), any);
-        pairs.add_client(socket(CLIENT, BACKEND, 2, 0), any);
-        assert_eq!(pairs.found.len(), 1);
-        assert!(pairs.found[0].client.is_some());
-    }
-
-    #[test]
-    fn a_connection_to_itself_has_one_socket() {
-        let mut pairs = Pairs::default();
-        pairs.add_backend(socket(BACKEND, BACKEND, 1, 0), endpoint(BACKEND));
-        pairs.add_client(socket(BACKEND, BACKEND, 1, 0), endpoint(BACKEND));
-        assert_eq!(pairs.found.len(), 1);
-        assert_eq!(pairs.found[0].sockets().count(), 1);
-    }
-
-    #[test]
-    fn the_same_ends_twice_are_two_connections() {
-        // In two VRFs, say.
-        let mut pairs = Pairs::default();
-        for cookie in [1, 2] {
-            pairs.add_client(socket(CLIENT, BACKEND, cookie, 0), endpoint(BACKEND));
-        }
-        assert_eq!(pairs.found.len(), 2);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use netlink_packet_sock_diag::constants::{
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{InetResponse, SocketId, StateFlags};
 
+use super::served;
+use crate::endpoint::Endpoint;
+
 /// The states of TCP (RFC 9293) in which a process can still have something to lose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -86,6 +89,8 @@ pub struct Socket {
     pub unacked: u32,
     /// Of the file that a process has open; 0 where none has, as in an accept queue.
     pub inode: u32,
+    /// Where the listener is bound that accepted it, where that was marked and asked for.
+    pub served_by: Option<Endpoint>,
 }
 
 impl Socket {
@@ -116,7 +121,28 @@ impl Socket {
             unsent: header.send_queue,
             unacked: info.and_then(|info| info.unacked()).unwrap_or(0),
             inode: header.inode,
+            served_by: served::mark(answer),
         })
+    }
+
+    /// An established one, for tests.
+    #[cfg(test)]
+    pub(crate) fn example(local: &str, peer: &str, served_by: Option<Endpoint>) -> Self {
+        Self {
+            name: Name {
+                family: netlink_packet_sock_diag::constants::AF_INET,
+                id: SocketId::new_v4(),
+            },
+            local: local.parse().expect("an address"),
+            peer: peer.parse().expect("an address"),
+            state: State::Established,
+            idle: Some(Duration::ZERO),
+            unread: 0,
+            unsent: 0,
+            unacked: 0,
+            inode: 1,
+            served_by,
+        }
     }
 
     /// Whether a process, or an accept queue, still has it. A socket that was closed goes on in

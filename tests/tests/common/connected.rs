@@ -76,7 +76,7 @@ pub fn half_open(topology: &Topology, target: SocketAddr) -> Dialling {
     let client = dial(topology, Side::Client, Dial::to(target));
     let endpoint: [Endpoint; 1] = [target.to_string().parse().unwrap()];
     wait_until("the request is half open", || {
-        let look = || Ok(drain::connections(&endpoint)?.half_open);
+        let look = || Ok(drain::connections(&endpoint)?.half_open.len());
         topology.run(Side::Server, look).unwrap() == 1
     });
     client
