@@ -283,7 +283,7 @@ fn notes(pins: &Pins, port: StatusPort) -> Vec<String> {
     let (Kind::Alias, Ok(live)) = (port.kind, datapath::live(pins)) else {
         return Vec::new();
     };
-    match reach::check(&[port.at], &live) {
+    match reach::check(pins, &[port.at], &live) {
         Ok(notes) => notes,
         Err(error) => vec![format!(
             "closing the gate would not close {}: {error}",
