@@ -2,12 +2,15 @@
 //! own. The words are here; [`switch`] carries them out.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::str::FromStr;
 
 use gate_common::flow::EndpointKey;
 use gate_common::handover::{MAX_SHARES, MAX_WEIGHT, Share, Split, Steered};
 
+use crate::drain::driver::Drained;
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::error::exit;
 
@@ -105,6 +108,34 @@ pub struct Plan {
     pub hook: HookChoice,
     /// The control group whose processes are meant; none for all.
     pub cgroup: Option<PathBuf>,
+}
+
+/// What became of the backends that get no new connections any more.
+#[derive(Clone, Debug)]
+pub enum Finished {
+    /// There was none.
+    NobodyLeft,
+    /// They did not become empty in time.
+    Remaining(Drained),
+    /// They were empty, and the command ran.
+    Ran(Drained, ExitStatus),
+}
+
+impl Finished {
+    /// The exit code: that of the command where it ran, 128 + N for signal N.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NobodyLeft => exit::STATE,
+            Self::Remaining(drained) => drained.exit_code(),
+            Self::Ran(_, status) => {
+                let signalled = status.signal().map(|signal| 128 + signal);
+                let code = status.code().or(signalled);
+                code.and_then(|code| u8::try_from(code).ok())
+                    .unwrap_or(exit::FAILURE)
+            }
+        }
+    }
 }
 
 /// Why a gate is not handed over. Its text is one line: the cause, then the remedy.

@@ -344,3 +344,49 @@ fn a_restart_that_attached_by_itself_keeps_the_handover() {
     assert_eq!(ask(&topology, Side::Client, server_v4(PORT)), "b");
     assert_eq!(gate_status(&topology, ENDPOINT).mode.name(), "open");
 }
+
+#[test]
+fn a_command_runs_once_the_old_backend_is_empty() {
+    let topology = Topology::new().unwrap();
+    let _a = serve(&topology, "a", &[ENDPOINT]);
+    let _b = serve(&topology, "b", &[TO]);
+    let target = server_v4(PORT);
+    let mut kept = topology
+        .run(Side::Client, || Ok(TcpStream::connect(target)?))
+        .unwrap();
+    assert_eq!(ask_over(&mut kept).unwrap(), "a");
+    let then = ["--then", "echo ran; exit 7", "--timeout", "300ms"];
+    let args = [&["handover", ENDPOINT, "--to", TO][..], &then].concat();
+    let remaining = topology.gate(&args).unwrap();
+    assert_eq!(remaining.code(), 3, "{remaining}");
+    assert!(!remaining.stdout.contains("ran"), "{remaining}");
+    assert_complaint(
+        &remaining,
+        &["1 connection", ENDPOINT, "gate drain --backend"],
+    );
+    assert_eq!(ask(&topology, Side::Client, target), "b");
+    // A second time nobody has lost them just now.
+    let again = topology.gate(&args).unwrap();
+    assert_eq!(again.code(), 3, "{again}");
+    assert_complaint(&again, &["already", "gate drain --backend"]);
+    // B keeps nobody.
+    let back = ["handover", ENDPOINT, "--back", "--then", "echo ran; exit 7"];
+    let ran = topology.gate(&back).unwrap();
+    assert_eq!(ran.code(), 7, "{ran}");
+    assert!(ran.stdout.contains("\nran\n"), "{ran}");
+    assert_complaint(&ran, &["exit code 7"]);
+    // The last connection ends while it waits.
+    let then = [
+        "--json", "handover", ENDPOINT, "--to", TO, "--then", "echo ran",
+    ];
+    let waiting = topology.spawn_gate(then).unwrap();
+    wait_until("it waits", || waiting.stderr().unwrap().contains("waiting"));
+    drop(kept);
+    let ran = waiting.wait(LIMIT).unwrap();
+    assert_eq!(ran.code(), 0, "{ran}");
+    let fields: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(fields["then"]["ran"], true, "{fields}");
+    assert_eq!(fields["then"]["exit_code"], 0, "{fields}");
+    assert_eq!(fields["left"][0], ENDPOINT, "{fields}");
+    assert_eq!(fields["to"][0]["backend"], TO, "{fields}");
+}

@@ -1,15 +1,19 @@
 //! `gate handover`.
 
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use gate_userspace::drain::driver;
+use gate_userspace::error::exit;
 use gate_userspace::gates::Target;
-use gate_userspace::handover::{self, HookChoice, Plan, Portion};
+use gate_userspace::handover::{self, Finished, Handed, HookChoice, Plan, Portion};
 use gate_userspace::pins::Pins;
 use gate_userspace::report;
 
-use super::{Answer, lease};
+use super::{Answer, lease, on_runtime, print};
 
 /// Its arguments.
 #[derive(Debug, Args)]
@@ -74,15 +78,53 @@ impl From<Hook> for HookChoice {
 }
 
 /// Runs it.
-pub fn run(pins: &Pins, args: &Handover, _json: bool) -> anyhow::Result<Answer> {
+pub fn run(pins: &Pins, args: &Handover, json: bool) -> anyhow::Result<Answer> {
     let handed = match args.back {
         true => handover::back(pins, &args.target)?,
         false => handover::hand_over(pins, &args.target, &plan(args))?,
     };
-    Ok(Answer::done(
-        report::handed(&handed),
-        report::handed_json(&handed),
-    ))
+    let text = report::handed(&handed);
+    let Some(command) = &args.then else {
+        return Ok(Answer::done(text, report::handed_json(&handed, None)));
+    };
+    if !json {
+        // What is done is told before it waits.
+        print(&text)?;
+    }
+    let finished = finish(&handed, command, args.timeout, json)?;
+    Ok(Answer {
+        text: report::finished(&handed, &finished),
+        fields: report::handed_json(&handed, Some(&finished)),
+        code: finished.exit_code(),
+        complaint: report::finish_complaint(&handed, &finished, args.timeout),
+    })
+}
+
+/// Waits until the backends that get no new connections any more are empty, then runs the command.
+fn finish(
+    handed: &Handed,
+    command: &str,
+    timeout: Duration,
+    json: bool,
+) -> anyhow::Result<Finished> {
+    if handed.left.is_empty() {
+        return Ok(Finished::NobodyLeft);
+    }
+    let mut progress = report::Stderr::new(json);
+    let drained = on_runtime(driver::empty(&handed.left, timeout, &mut progress));
+    progress.clear();
+    let drained = drained??;
+    if drained.exit_code() != exit::DONE {
+        return Ok(Finished::Remaining(drained));
+    }
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", command]);
+    if json {
+        // The answer is all that goes to stdout.
+        shell.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    }
+    let status = shell.status().context("run sh -c")?;
+    Ok(Finished::Ran(drained, status))
 }
 
 fn plan(args: &Handover) -> Plan {

@@ -13,11 +13,13 @@ use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::Gate;
+use crate::handover;
 use crate::pins::Pins;
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::sockets;
 use crate::tables::Tables;
+use crate::tables::handovers::Handovers;
 
 /// Between two looks while all is quiet: a read of a word or two for each gate.
 const QUIET: Duration = Duration::from_millis(5);
@@ -251,11 +253,19 @@ impl Watcher<'_> {
         self.released.retain(|_, at| at.elapsed() < AGAIN);
         let waiting = self.outages.keys().copied().map(Endpoint::from);
         let waiting: Vec<Endpoint> = waiting.collect();
-        let listened_at = alias::listened_at(self.pins, &waiting)?;
-        let listening = sockets::listening(&listened_at)
+        let handovers = Handovers::open(self.pins)?;
+        let mut places = Vec::new();
+        for at in alias::listened_at(self.pins, &waiting)? {
+            let mut takers = handover::takers(&self.tables, handovers.as_ref(), at)?;
+            // Where no backend is left, the gate's own listener takes over.
+            takers.insert(at);
+            places.push(takers);
+        }
+        let all: Vec<Endpoint> = places.iter().flatten().copied().collect();
+        let listening = sockets::listening(&all)
             .map_err(Error::call("ask sock_diag for", "listening sockets"))?;
-        for (endpoint, at) in waiting.into_iter().zip(listened_at) {
-            if !listening.contains(&at) {
+        for (endpoint, takers) in waiting.into_iter().zip(places) {
+            if !listening.iter().any(|it| takers.contains(it)) {
                 continue;
             }
             let key = EndpointKey::from(endpoint);
@@ -276,9 +286,10 @@ impl Watcher<'_> {
                 // Clients that have given up long ago.
                 self.tables.settle(&lock, now)?;
             }
-            if at != endpoint {
-                // The program that answers for it must know what listens now.
+            if handovers.is_some() {
+                // The program that chooses for it must know what listens now.
                 alias::renew(self.pins, &lock, &BTreeSet::from([gate]))?;
+                handover::renew(self.pins, &lock, &BTreeSet::from([gate]))?;
             }
             self.tables.found(&lock, &key)?;
             drop(lock);

@@ -1,9 +1,13 @@
 //! What `gate handover` says.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::texts;
-use crate::handover::{Handed, Part, hook_name};
+use super::{connections, list, millis, span, texts};
+use crate::handover::{Finished, Handed, Part, hook_name};
 
 /// The lines of `gate handover`.
 #[must_use]
@@ -44,16 +48,83 @@ pub fn parts(parts: &[Part]) -> String {
     words.join(" and ")
 }
 
+/// The line on what became of those who get no new connections any more.
+#[must_use]
+pub fn finished(handed: &Handed, finished: &Finished) -> String {
+    let left = list(&handed.left);
+    match finished {
+        Finished::NobodyLeft => String::new(),
+        Finished::Remaining(drained) => format!(
+            "{left}: {} left after {}; the command did not run\n",
+            connections(drained.left.connections.len()),
+            span(drained.waited)
+        ),
+        Finished::Ran(drained, status) => {
+            let waited = match drained.before {
+                0 => "had no connection".to_owned(),
+                _ => format!("empty after {}", span(drained.waited)),
+            };
+            format!("{left}: {waited}; the command {}\n", ended(*status))
+        }
+    }
+}
+
+/// The one line of cause and remedy where the command did not run, or failed.
+#[must_use]
+pub fn finish_complaint(handed: &Handed, finished: &Finished, timeout: Duration) -> Option<String> {
+    let left = list(&handed.left);
+    match finished {
+        Finished::NobodyLeft => Some(
+            "new connections went there already, so --then has nobody to wait for: `gate drain \
+             --backend ADDR` waits for whoever had them before; the command did not run"
+                .to_owned(),
+        ),
+        Finished::Remaining(drained) => Some(format!(
+            "{} of {left} did not end within --timeout {}: new connections stay where they go; wait \
+             on with `gate drain --backend {}`",
+            connections(drained.left.connections.len()),
+            humantime::format_duration(timeout),
+            texts(&handed.left).join(",")
+        )),
+        Finished::Ran(_, status) if status.success() => None,
+        Finished::Ran(_, status) => Some(format!("the command {}", ended(*status))),
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => "is done".to_owned(),
+        (Some(code), _) => format!("failed with exit code {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "failed".to_owned(),
+    }
+}
+
 /// The JSON of `gate handover`.
 #[must_use]
-pub fn handed_json(handed: &Handed) -> Value {
+pub fn handed_json(handed: &Handed, finished: Option<&Finished>) -> Value {
     json!({
+        "then": finished.map(finished_json),
         "gate": handed.gate.to_string(),
         "hook": handed.hook.map(hook_name),
         "to": handed.now.iter().map(part_json).collect::<Vec<_>>(),
         "left": texts(&handed.left),
         "already": handed.already,
         "notes": handed.notes,
+    })
+}
+
+fn finished_json(finished: &Finished) -> Value {
+    let (drained, status) = match finished {
+        Finished::NobodyLeft => (None, None),
+        Finished::Remaining(drained) => (Some(drained), None),
+        Finished::Ran(drained, status) => (Some(drained), Some(status)),
+    };
+    json!({
+        "drained_ms": drained.map(|it| millis(it.waited)),
+        "remaining": drained.map(|it| it.left.connections.len()),
+        "ran": status.is_some(),
+        "exit_code": status.and_then(ExitStatus::code),
     })
 }
 

@@ -12,14 +12,17 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::command::{ended, find, spawn, stop};
 use super::draining::{Drained, Draining};
-use super::gates::{Closing, Opened, close, counts, open, reject, renew_aliases};
+use super::gates::{Closing, Opened, close, counts, open, reject, renew_aliases, renew_backends};
 use super::machine::{Action, Event, Machine};
 use super::phases::Phases;
-use super::watch::{Health, LastFailure, Watch, effective_checks, healthy, must_listen, watch};
+use super::watch::{
+    Health, LastFailure, Renew, Watch, effective_checks, healthy, must_listen, watch,
+};
 use super::{AtEnd, Outcome, Phase, Plan};
 use crate::allow::Cidr;
 use crate::clock;
 use crate::datapath::{self, Upped};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{Gate, Target};
 use crate::health::{Check, Checker};
@@ -159,7 +162,9 @@ async fn drive(
         passes,
         endpoints,
         reached,
+        served,
         listening,
+        awaited,
         mut draining,
         attached,
         mut tables,
@@ -178,6 +183,7 @@ async fn drive(
     progress.closed(&gates, request.max_hold);
     let ids: Vec<GateId> = gates.iter().map(|gate| gate.id).collect();
     let list = effective_checks(&request.checks, &endpoints);
+    let queued_at: Vec<Endpoint> = reached.iter().chain(&served).copied().collect();
     let mut machine = Machine::new(closed_at, deadline, request.plan);
     let mut child: Option<Child> = None;
     let mut checks: Option<Watch> = None;
@@ -197,7 +203,7 @@ async fn drive(
             () = healthy(&mut checks) => Event::Healthy,
             _ = queues.tick(), if machine.phase() == Phase::Quiesce => {
                 // A kernel that can't tell (no inet_diag) is taken to have nothing.
-                let pending = sockets::pending_if_none_queued(&reached).unwrap_or_default();
+                let pending = sockets::pending_if_none_queued(&queued_at).unwrap_or_default();
                 Event::Queues {
                     accepted: pending.queued == 0,
                     settled: pending.half_open == 0,
@@ -251,7 +257,8 @@ async fn drive(
                 Action::Check => {
                     progress.checking(clock::between(closed_at, clock::now()), &list);
                     checks = Some(watch(Health {
-                        must_listen: must_listen(&request.checks, &endpoints),
+                        must_listen: must_listen(&request.checks, &served),
+                        renew: renewal(pins, &ids),
                         listening: listening.clone(),
                         checks: list.clone(),
                         checker: request.checker.clone(),
@@ -266,7 +273,7 @@ async fn drive(
                     let pace = Pace {
                         rate: request.rate,
                         awaited: match machine.outcome() {
-                            Some(Outcome::Healthy) => listening.clone(),
+                            Some(Outcome::Healthy) => awaited.clone(),
                             _ => Vec::new(),
                         },
                     };
@@ -314,6 +321,13 @@ async fn drive(
         open_failure: opened.failure.map(|error| error.to_string()),
         gates,
     })
+}
+
+/// What makes the gates' backends known again.
+fn renewal(pins: &Pins, gates: &[GateId]) -> Renew {
+    let pins = pins.clone();
+    let gates = gates.iter().copied().collect();
+    Box::new(move || renew_backends(&pins, &gates))
 }
 
 /// How long until the established connections are looked at.

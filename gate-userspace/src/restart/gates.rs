@@ -1,8 +1,10 @@
 //! Closes the gates of a restart, and lets go of them at its end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gate_common::abi::GateStats;
+use gate_common::flow::GateId;
 use gate_common::state::{BootTime, Closed, StateWord};
 use tokio::time::sleep;
 
@@ -15,8 +17,9 @@ use crate::gates::{self, Gate};
 use crate::pins::{Lock, Pins, RestartLock};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
+use crate::tables::handovers::Handovers;
 use crate::tables::{Checks, Tables};
-use crate::{alias, allow, clock, reach, sockets};
+use crate::{alias, allow, clock, handover, reach, sockets};
 
 /// A gate as this restart closed it.
 pub(super) struct Held {
@@ -34,8 +37,13 @@ pub(super) struct Closing {
     pub endpoints: Vec<Endpoint>,
     /// These, and the aliases by which connections come as well.
     pub reached: Vec<Endpoint>,
-    /// Those that had a listener here when they were closed.
+    /// Where what listens takes the connections: the endpoints, or the backends of gates that are
+    /// handed over.
+    pub served: Vec<Endpoint>,
+    /// Those of them that had a listener here when the gates were closed.
     pub listening: Vec<Endpoint>,
+    /// The endpoints whose connections they took.
+    pub awaited: Vec<Endpoint>,
     pub draining: Option<Draining>,
     pub attached: Vec<Upped>,
     pub tables: Tables,
@@ -83,7 +91,8 @@ fn close_locked(
     let mut tables = Tables::open(pins)?;
     let passes = Checks::open(pins)?;
     let listens = |endpoint: &Endpoint| sockets::listeners(*endpoint).is_ok_and(|count| count > 0);
-    let listening = endpoints.iter().copied().filter(listens).collect();
+    let (served, awaited) = served(pins, &tables, &endpoints, listens)?;
+    let listening = served.iter().copied().filter(listens).collect();
     let drain = request.plan.drain;
     let draining = drain.map(|drain| Draining::new(&reached, drain));
     let draining = draining.transpose()?;
@@ -125,7 +134,9 @@ fn close_locked(
         passes,
         endpoints,
         reached,
+        served,
         listening,
+        awaited,
         draining,
         attached,
         tables,
@@ -135,6 +146,49 @@ fn close_locked(
         deadline,
         before,
     })
+}
+
+/// The backends that a handed-over gate's connections go to, or its endpoint where no backend listens;
+/// and the endpoints whose connections something takes.
+fn served(
+    pins: &Pins,
+    tables: &Tables,
+    endpoints: &[Endpoint],
+    listens: impl Fn(&Endpoint) -> bool,
+) -> Result<(Vec<Endpoint>, Vec<Endpoint>)> {
+    let handovers = Handovers::open(pins)?;
+    let mut served = BTreeSet::new();
+    let mut awaited = Vec::new();
+    for endpoint in endpoints {
+        let mut takers = handover::takers(tables, handovers.as_ref(), *endpoint)?;
+        takers.retain(&listens);
+        match takers.is_empty() {
+            true => drop(served.insert(*endpoint)),
+            false => {
+                served.extend(takers);
+                awaited.push(*endpoint);
+            }
+        }
+    }
+    Ok((served.into_iter().collect(), awaited))
+}
+
+/// Makes the listeners known that the gates' backends have now.
+///
+/// # Errors
+/// As a line for the operator; it is worth another try.
+pub(super) fn renew_backends(pins: &Pins, gates: &BTreeSet<GateId>) -> Result<(), String> {
+    let renew = || -> Result<()> {
+        match Handovers::open(pins)? {
+            Some(handovers) if handover::is_lost(&handovers, gates)? => {}
+            _ => return Ok(()),
+        }
+        match pins.try_lock()? {
+            Some(lock) => handover::renew(pins, &lock, gates).map(drop),
+            None => Err(pins.locked()),
+        }
+    };
+    renew().map_err(|error| error.to_string())
 }
 
 /// What [`open`] did.

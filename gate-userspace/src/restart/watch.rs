@@ -48,10 +48,15 @@ pub(super) async fn healthy(checks: &mut Option<Watch>) {
     }
 }
 
+/// What must be done once the backend listens.
+pub(super) type Renew = Box<dyn Fn() -> Result<(), String>>;
+
 /// What a backend must do before its gate opens.
 pub(super) struct Health {
     /// Endpoints that must have a listener here.
     pub must_listen: Vec<Endpoint>,
+    /// Called once they have, to make the listeners known; why it can't be done now.
+    pub renew: Renew,
     /// Endpoints that had one before.
     pub listening: Vec<Endpoint>,
     /// Checks that must pass.
@@ -97,6 +102,7 @@ impl Health {
                 return Err((nothing_listens(*endpoint), POLL));
             }
         }
+        (self.renew)().map_err(|failure| (failure, POLL))?;
         for check in &self.checks {
             let pause = match check {
                 Check::Exec(_) => EXEC_POLL,
