@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs, statfs};
 
 use crate::error::{Error, Result};
 
@@ -56,7 +56,9 @@ fn root() -> Result<PathBuf> {
     let mounts = fs::read(MOUNTS).map_err(Error::call("read", MOUNTS))?;
     mounts
         .split(|byte| *byte == b'\n')
-        .find_map(mounted)
+        .filter_map(mounted)
+        // Another mount may hide it.
+        .find(|path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC))
         .ok_or(Error::NoCgroups)
 }
 
