@@ -44,14 +44,16 @@ fn place(endpoint: Endpoint) -> Result<Place> {
 /// made here are sent to instead.
 fn places(pins: &Pins, endpoints: &[Endpoint]) -> Result<Vec<(Endpoint, Result<Place>)>> {
     let mut places: Vec<_> = endpoints.iter().map(|it| (*it, place(*it))).collect();
-    for backend in backends(pins, endpoints)? {
-        let place = match place(backend) {
-            Ok(Place::Here) => Ok(Place::Loopback),
-            place => place,
-        };
-        places.push((backend, place));
-    }
+    places.extend(backends(pins, endpoints)?.into_iter().map(from_here));
     Ok(places)
+}
+
+/// Where connections go that this host makes to a backend.
+fn from_here(backend: Endpoint) -> (Endpoint, Result<Place>) {
+    match place(backend) {
+        Ok(Place::Here) => (backend, Ok(Place::Loopback)),
+        place => (backend, place),
+    }
 }
 
 /// The backends that connections to these endpoints are sent to where they are made.
@@ -174,12 +176,30 @@ pub fn left_out() -> Result<Vec<String>> {
 /// # Errors
 /// [`Error::NotCovered`], and when the kernel doesn't answer.
 pub fn check(pins: &Pins, endpoints: &[Endpoint], live: &[Attachment]) -> Result<Vec<String>> {
+    check_places(places(pins, endpoints)?, live)
+}
+
+/// The same for backends that connections which are made here are about to be sent to.
+///
+/// # Errors
+/// As for [`check`].
+pub fn check_backends(
+    backends: impl IntoIterator<Item = Endpoint>,
+    live: &[Attachment],
+) -> Result<()> {
+    check_places(backends.into_iter().map(from_here), live).map(drop)
+}
+
+fn check_places(
+    places: impl IntoIterator<Item = (Endpoint, Result<Place>)>,
+    live: &[Attachment],
+) -> Result<Vec<String>> {
     let ways: Vec<(u32, Direction)> = live
         .iter()
         .map(|attachment| (attachment.ifindex, attachment.slot.direction()))
         .collect();
     let mut notes = Vec::new();
-    for (endpoint, place) in places(pins, endpoints)? {
+    for (endpoint, place) in places {
         let place = match place {
             // Where it will be is not known yet: whoever is attached may be on the way.
             Err(Error::NoRoute { .. }) => continue,

@@ -11,8 +11,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{
-    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, dial, exists, gate, listen_at, refused, shell,
-    snapshot, wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, assert_refusal, dial, exists, gate, listen_at,
+    refused, shell, snapshot, wait_until, wait_until_held, with_gate,
 };
 use gate_tests::exe;
 use gate_tests::require::{Feature, has};
@@ -364,8 +364,11 @@ fn a_closed_gate_holds_what_is_bound_for_a_backend_of_this_host() {
     let proxy = Proxy::new();
     gate(&proxy.topology, &["up", "--hook", "tc-egress", INTERFACE]);
     let local = Backend::new(&proxy.topology, Side::Server, HERE);
+    let words = &[HERE, "`gate up lo`"];
+    gate(&proxy.topology, &["hold", A]);
+    refused(&proxy.topology, &["handover", A, "--to", HERE], 3, words);
+    gate(&proxy.topology, &["open", A]);
     proxy.hand_over(&["--to", HERE]);
-    let words = &[HERE, "gate up"];
     refused(&proxy.topology, &["hold", A], 3, words);
     gate(&proxy.topology, &["up", "lo"]);
     held(&proxy, &local);
@@ -468,4 +471,20 @@ fn only_processes_of_the_control_group_are_meant() {
     proxy.goes_to(&proxy.a);
     proxy.hand_over(&["--to", B]);
     proxy.goes_to(&proxy.b);
+}
+
+#[test]
+fn without_a_cgroup_hierarchy_nothing_is_changed() {
+    let proxy = Proxy::new();
+    let before = snapshot(&proxy.topology);
+    let root = Cgroup::at(None).unwrap().path;
+    let inner = format!(
+        "umount --lazy {} && exec \"$0\" handover {A} --to {B}",
+        root.display()
+    );
+    let line = format!("exec unshare --mount sh -c '{inner}' \"$0\"");
+    let output = with_gate(&proxy.topology, &line);
+    assert_refusal(&output, 1, &["no cgroup v2 hierarchy", "--hook sk-lookup"]);
+    assert_eq!(snapshot(&proxy.topology), before);
+    proxy.goes_to(&proxy.a);
 }

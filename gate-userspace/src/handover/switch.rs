@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 
 use gate_common::flow::EndpointKey;
 use gate_common::handover::{Alias, MAX_SOCKETS, Share, Steered};
+use gate_common::state::Effective;
 
 use super::{HookChoice, Plan, Portion, Refusal, Weighed, portions, split};
 use crate::endpoint::Endpoint;
@@ -315,7 +316,14 @@ fn switch(
     };
     match hook {
         Steered::Lookup => steering::attach_lookup(pins, lock)?,
-        Steered::Connect => steering::attach_connect(pins, lock, plan.cgroup.as_deref())?,
+        Steered::Connect => {
+            if matches!(tables.state(gate.id)?.at(|| now), Effective::Closed(_)) {
+                // It stays closed for what goes elsewhere from now on.
+                let backends = ready.iter().map(|it| it.share.backend);
+                reach::check_backends(backends, &datapath::live(pins)?)?;
+            }
+            steering::attach_connect(pins, lock, plan.cgroup.as_deref())?;
+        }
     }
     let mut handovers = steering::maps(pins)?;
     let before = handovers.split(gate.id)?;
