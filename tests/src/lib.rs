@@ -11,6 +11,7 @@
 //! | [`nft`] | a firewall, and what it counts |
 //! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
+//! | [`visit`] | one request with a name and cookies, and the whole answer |
 //! | [`listener`] | does a socket listen on this address, and when did none |
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
@@ -51,3 +52,4 @@ pub mod text;
 pub mod topology;
 pub mod tun;
 pub mod verifier;
+pub mod visit;

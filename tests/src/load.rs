@@ -3,19 +3,18 @@
 //! The time of every arrival is fixed beforehand, and latency counts from then, not from when the
 //! generator got round to it. So a stall shows in every request that was due during it.
 
+mod alarm;
+
 use std::fmt;
+use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -23,6 +22,7 @@ use tokio::time::timeout_at;
 
 use crate::backend::raise_file_limit;
 use crate::topology::{Place, Side, Topology};
+use alarm::Alarm;
 
 /// From starting the generator to the first arrival: enough to be ready for it.
 const LEAD: Duration = Duration::from_millis(50);
@@ -54,7 +54,7 @@ impl Outcome {
         Self::Other,
     ];
 
-    fn of_error(kind: ErrorKind) -> Self {
+    pub(crate) fn of_error(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
@@ -65,7 +65,7 @@ impl Outcome {
         }
     }
 
-    fn of_answer(bytes: &[u8]) -> Self {
+    pub(crate) fn of_answer(bytes: &[u8]) -> Self {
         match bytes {
             [
                 b'H',
@@ -155,77 +155,108 @@ impl Load {
 
     /// As [`start_at`](Self::start_at), but it goes on until it is told to end.
     pub fn start_endless(self, topology: &Topology, place: impl Into<Place>) -> Result<Endless> {
-        let begin = Instant::now() + LEAD;
-        let wanted = Arc::new(());
-        let mine = Arc::clone(&wanted);
-        let thread = topology.start(place, move || {
-            raise_file_limit()?;
-            let is_wanted = |_| Arc::strong_count(&mine) > 1;
-            runtime()?.block_on(self.generate(begin, is_wanted))
-        })?;
-        Ok(Endless {
-            wanted,
-            running: Running { begin, thread },
+        start_each(topology, place, self.rate, move |i, due| {
+            self.request(i, due)
         })
     }
 
     /// Runs it from the calling thread, and returns the requests in the order they were due.
     pub fn run(self, begin: Instant) -> Result<Vec<Request>> {
-        raise_file_limit()?;
         let count = self.count();
-        runtime()?.block_on(self.generate(begin, |made| made < count))
+        let request = |i, due| self.request(i, due);
+        each(self.rate, begin, |made| made < count, request)
     }
 
-    /// When request `i` is due, from the start.
-    fn due(&self, i: u32) -> Duration {
-        Duration::from_secs(1) * i / self.rate.max(1)
+    /// Request `i`.
+    fn request(self, i: u32, due: Instant) -> impl Future<Output = Request> + use<> {
+        let path = self.paths[i as usize % self.paths.len()];
+        async move {
+            let outcome = get(self.target, path, due + self.timeout).await;
+            Request {
+                at: after(self.rate, i),
+                latency: due.elapsed(),
+                outcome,
+            }
+        }
     }
 
     /// How many requests there are.
     fn count(&self) -> u32 {
         (self.duration.as_secs_f64() * f64::from(self.rate)).round() as u32
     }
+}
 
-    async fn generate(
-        self,
-        begin: Instant,
-        is_wanted: impl Fn(u32) -> bool,
-    ) -> Result<Vec<Request>> {
+/// When request `i` is due, from the start.
+pub(crate) fn after(rate: u32, i: u32) -> Duration {
+    Duration::from_secs(1) * i / rate.max(1)
+}
+
+/// Does `act` at a steady rate, on a thread of its own, until it is told to end. It is given the
+/// number of the request and when that is due.
+pub fn start_each<T, F>(
+    topology: &Topology,
+    place: impl Into<Place>,
+    rate: u32,
+    act: impl FnMut(u32, Instant) -> F + Send + 'static,
+) -> Result<Endless<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let begin = Instant::now() + LEAD;
+    let wanted = Arc::new(());
+    let mine = Arc::clone(&wanted);
+    let thread = topology.start(place, move || {
+        each(rate, begin, |_| Arc::strong_count(&mine) > 1, act)
+    })?;
+    Ok(Endless {
+        wanted,
+        running: Running { begin, thread },
+    })
+}
+
+/// Does `act` each time it is due for as long as it is wanted, and returns what each came to, in
+/// that order.
+fn each<T, F>(
+    rate: u32,
+    begin: Instant,
+    is_wanted: impl Fn(u32) -> bool,
+    mut act: impl FnMut(u32, Instant) -> F,
+) -> Result<Vec<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    raise_file_limit()?;
+    let mut done = runtime()?.block_on(async {
         let alarm = Alarm::new()?;
         let mut flying = JoinSet::new();
-        let paths = self.paths.iter().cycle();
-        for (i, &path) in (0..).take_while(|made| is_wanted(*made)).zip(paths) {
-            let at = self.due(i);
-            alarm.wait(begin + at).await?;
-            flying.spawn(async move {
-                let outcome = get(self.target, path, begin + at + self.timeout).await;
-                Request {
-                    at,
-                    latency: (begin + at).elapsed(),
-                    outcome,
-                }
-            });
+        for i in (0..).take_while(|made| is_wanted(*made)) {
+            let due = begin + after(rate, i);
+            alarm.wait(due).await?;
+            let one = act(i, due);
+            flying.spawn(async move { (i, one.await) });
         }
-        let mut requests = flying.join_all().await;
-        requests.sort_by_key(|request| request.at);
-        Ok(requests)
-    }
+        anyhow::Ok(flying.join_all().await)
+    })?;
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, done)| done).collect())
 }
 
 /// A load under way.
-pub struct Running {
+pub struct Running<T = Request> {
     begin: Instant,
-    thread: JoinHandle<Result<Vec<Request>>>,
+    thread: JoinHandle<Result<Vec<T>>>,
 }
 
-impl Running {
+impl<T> Running<T> {
     /// When the first request is due.
     pub fn begin(&self) -> Instant {
         self.begin
     }
 
     /// Waits until every request has ended, and returns them in the order they were due.
-    pub fn finish(self) -> Result<Vec<Request>> {
+    pub fn finish(self) -> Result<Vec<T>> {
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -233,13 +264,13 @@ impl Running {
 }
 
 /// A load that goes on until it is finished.
-pub struct Endless {
+pub struct Endless<T = Request> {
     /// The thread goes on for as long as somebody else holds this, too.
     wanted: Arc<()>,
-    running: Running,
+    running: Running<T>,
 }
 
-impl Endless {
+impl<T> Endless<T> {
     /// When the first request is due.
     pub fn begin(&self) -> Instant {
         self.running.begin
@@ -247,7 +278,7 @@ impl Endless {
 
     /// Ends it, waits until every request has ended, and returns when the first was due, and all of
     /// them in the order they were due.
-    pub fn finish(self) -> Result<(Instant, Vec<Request>)> {
+    pub fn finish(self) -> Result<(Instant, Vec<T>)> {
         drop(self.wanted);
         Ok((self.running.begin(), self.running.finish()?))
     }
@@ -258,7 +289,7 @@ pub fn get_once(target: SocketAddr, path: &str, timeout: Duration) -> Result<Out
     Ok(runtime()?.block_on(get(target, path, Instant::now() + timeout)))
 }
 
-fn runtime() -> Result<Runtime> {
+pub(crate) fn runtime() -> Result<Runtime> {
     Builder::new_current_thread()
         .enable_all()
         .build()
@@ -267,17 +298,30 @@ fn runtime() -> Result<Runtime> {
 
 /// One connection with one GET, until the server closes it.
 async fn get(target: SocketAddr, path: &str, late: Instant) -> Outcome {
-    match timeout_at(late.into(), exchange(target, path)).await {
-        Err(_) => Outcome::TimedOut,
-        Ok(Err(error)) => Outcome::of_error(error.kind()),
-        Ok(Ok(answer)) => Outcome::of_answer(&answer),
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n");
+    match exchange(target, &request, late).await {
+        Err(outcome) => outcome,
+        Ok(answer) => Outcome::of_answer(&answer),
     }
 }
 
-async fn exchange(target: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+/// Sends a request over a connection of its own, and returns all that comes until the server closes
+/// it.
+pub(crate) async fn exchange(
+    target: SocketAddr,
+    request: &str,
+    late: Instant,
+) -> Result<Vec<u8>, Outcome> {
+    match timeout_at(late.into(), write_and_read(target, request)).await {
+        Err(_) => Err(Outcome::TimedOut),
+        Ok(Err(error)) => Err(Outcome::of_error(error.kind())),
+        Ok(Ok(answer)) => Ok(answer),
+    }
+}
+
+async fn write_and_read(target: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(256);
     stream.read_to_end(&mut answer).await?;
@@ -300,50 +344,6 @@ fn is_cut_off(answer: &[u8]) -> bool {
     length.is_some_and(|length| answer.len() - head - 4 < length)
 }
 
-/// Wakes at a given time, to some 50 µs; the runtime's own timer knows only milliseconds.
-struct Alarm(AsyncFd<Timer>);
-
-/// What the runtime needs to know of a timer.
-struct Timer(TimerFd);
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl Alarm {
-    fn new() -> Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("timerfd_create")?;
-        // SAFETY: the timer owns its descriptor, and nobody closes or replaces it while it does.
-        let timer = unsafe { AsyncFd::register_with_interest(Timer(timer), Interest::READABLE) };
-        Ok(Self(
-            timer.map_err(io::Error::from).context("watch a timer")?,
-        ))
-    }
-
-    async fn wait(&self, time: Instant) -> Result<()> {
-        let left = time.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            // Behind the schedule: let the connections work, then go on at once.
-            tokio::task::yield_now().await;
-            return Ok(());
-        }
-        let once = Expiration::OneShot(TimeSpec::from_duration(left));
-        let timer = &self.0.get_ref().0;
-        timer
-            .set(once, TimerSetTimeFlags::empty())
-            .context("timerfd_settime")?;
-        self.0
-            .readable()
-            .await
-            .context("wait for a timer")?
-            .clear_ready();
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,10 +360,11 @@ mod tests {
     fn the_schedule_is_even_and_does_not_drift() {
         let load = load(300, 5_000);
         assert_eq!(load.count(), 1_500);
-        assert_eq!(load.due(0), Duration::ZERO);
-        assert_eq!(load.due(300), Duration::from_secs(1));
-        assert_eq!(load.due(1_500), Duration::from_secs(5));
-        let steps: Vec<_> = (0..300).map(|i| load.due(i + 1) - load.due(i)).collect();
+        let due = |i| after(load.rate, i);
+        assert_eq!(due(0), Duration::ZERO);
+        assert_eq!(due(300), Duration::from_secs(1));
+        assert_eq!(due(1_500), Duration::from_secs(5));
+        let steps: Vec<_> = (0..300).map(|i| due(i + 1) - due(i)).collect();
         let (least, most) = (steps.iter().min().unwrap(), steps.iter().max().unwrap());
         assert!(
             *most - *least <= Duration::from_nanos(1),
