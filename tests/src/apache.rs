@@ -118,6 +118,13 @@ impl<'a> Apache<'a> {
         })
     }
 
+    /// Has it read another configuration, as `apachectl graceful` does: the processes that it has
+    /// end when they have answered what they were asked.
+    pub fn reconfigure(&self, more: &str) -> Result<()> {
+        self.write(more)?;
+        self.shell(&self.signal_line("USR1"))
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.listen

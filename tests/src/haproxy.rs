@@ -5,9 +5,10 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::topology::{Place, Process, SCRATCH, Topology};
 use crate::{exe, listener};
@@ -76,10 +77,23 @@ impl<'a> HaProxy<'a> {
         listen: SocketAddr,
         servers: &[SocketAddr],
     ) -> Result<Self> {
+        let (defaults, backend) = (retries.line(), balanced(servers));
+        Self::start_with(topology, place, release, listen, defaults, &backend)
+    }
+
+    /// As [`start`](Self::start), with these lines in the sections `defaults` and `backend app`.
+    pub fn start_with(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        release: Release,
+        listen: SocketAddr,
+        defaults: &str,
+        backend: &str,
+    ) -> Result<Self> {
         let place = place.into();
         let folder = Path::new(SCRATCH).join("haproxy");
         let (file, socket) = (folder.join("haproxy.cfg"), folder.join("admin.sock"));
-        let text = configuration(&socket, retries, listen, servers);
+        let text = configuration(&socket, listen, defaults, backend);
         topology.run(place.clone(), || {
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("create {}", folder.display()))?;
@@ -88,7 +102,10 @@ impl<'a> HaProxy<'a> {
         let mut command = release.command()?;
         let process = topology.spawn(place.clone(), command.arg("-f").arg(&file))?;
         topology
-            .run(place.clone(), || listener::wait_until(listen, true, LIMIT))
+            .run(place.clone(), || {
+                listener::wait_until(listen, true, LIMIT)?;
+                wait_for(&socket)
+            })
             .with_context(|| format!("start HAProxy: {}", process.stderr().unwrap_or_default()))?;
         Ok(Self {
             topology,
@@ -114,7 +131,17 @@ impl<'a> HaProxy<'a> {
     /// The connections that clients have to the frontend.
     pub fn clients(&self) -> Result<u64> {
         let table = self.ask("show stat")?;
-        current(&table).with_context(|| format!("no frontend in {table}"))
+        cell(&table, "web,FRONTEND,", "scur")
+            .and_then(|clients| clients.parse().ok())
+            .with_context(|| format!("no frontend in {table}"))
+    }
+
+    /// Does it take this server for one that is there, by its checks?
+    pub fn is_up(&self, server: &str) -> Result<bool> {
+        let table = self.ask("show stat")?;
+        let status = cell(&table, &format!("app,{server},"), "status");
+        let status = status.with_context(|| format!("no server {server} in {table}"))?;
+        Ok(status.starts_with("UP") || status == "no check")
     }
 
     /// How it ended, if it did by itself.
@@ -126,29 +153,45 @@ impl<'a> HaProxy<'a> {
     }
 }
 
-/// The column `scur` of the frontend's row.
-fn current(table: &str) -> Option<u64> {
-    let mut lines = table.lines();
-    let column = lines.next()?.split(',').position(|name| name == "scur")?;
-    let row = lines.find(|line| line.starts_with("web,FRONTEND,"))?;
-    row.split(',').nth(column)?.parse().ok()
+/// HAProxy gives its socket a name when it listens already.
+fn wait_for(socket: &Path) -> Result<()> {
+    let late = Instant::now() + LIMIT;
+    while !socket.exists() {
+        ensure!(Instant::now() < late, "no {}", socket.display());
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
-/// HAProxy's documentation calls these timeouts usual; the checks are its defaults.
-fn configuration(
-    socket: &Path,
-    retries: Retries,
-    listen: SocketAddr,
-    servers: &[SocketAddr],
-) -> String {
-    let retries = match retries {
-        Retries::Default => "",
-        Retries::None => "    retries 0\n",
-    };
+/// This column of the row that begins so.
+fn cell<'a>(table: &'a str, row: &str, column: &str) -> Option<&'a str> {
+    let mut lines = table.lines();
+    let column = lines.next()?.split(',').position(|name| name == column)?;
+    let row = lines.find(|line| line.starts_with(row))?;
+    row.split(',').nth(column)
+}
+
+impl Retries {
+    /// Its line in the section `defaults`.
+    fn line(self) -> &'static str {
+        match self {
+            Self::Default => "",
+            Self::None => "    retries 0\n",
+        }
+    }
+}
+
+/// Servers that are asked in turn, and checked as often as HAProxy does by default.
+fn balanced(servers: &[SocketAddr]) -> String {
     let servers: String = (1..)
         .zip(servers)
         .map(|(number, address)| format!("    server app{number} {address} check\n"))
         .collect();
+    format!("    balance roundrobin\n{servers}")
+}
+
+/// HAProxy's documentation calls these timeouts usual.
+fn configuration(socket: &Path, listen: SocketAddr, defaults: &str, backend: &str) -> String {
     format!(
         "global\n    \
              stats socket {} mode 600 level admin\n    \
@@ -158,14 +201,13 @@ fn configuration(
              timeout connect 20s\n    \
              timeout client 30s\n    \
              timeout server 30s\n\
-         {retries}\
+         {defaults}\
          frontend web\n    \
              bind {listen}\n    \
              maxconn 3000\n    \
              default_backend app\n\
-         backend app\n    \
-             balance roundrobin\n\
-         {servers}",
+         backend app\n\
+         {backend}",
         socket.display()
     )
 }
@@ -175,10 +217,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frontends_row_is_read() {
+    fn a_cell_is_found() {
         let table = "# pxname,svname,qcur,qmax,scur,smax\n\
                      app,app1,0,0,7,8\nweb,FRONTEND,,,12,40\n";
-        assert_eq!(current(table), Some(12));
-        assert_eq!(current("# pxname,svname,scur\n"), None);
+        assert_eq!(cell(table, "web,FRONTEND,", "scur"), Some("12"));
+        assert_eq!(cell(table, "app,app1,", "scur"), Some("7"));
+        assert_eq!(cell("# pxname,svname,scur\n", "app,app1,", "scur"), None);
     }
 }

@@ -38,6 +38,24 @@ impl<'a> Iptables<'a> {
         Ok(rules)
     }
 
+    /// Has what comes to port `from` of this place answered by port `to`.
+    pub fn forward(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        from: u16,
+        to: u16,
+    ) -> Result<()> {
+        let place = place.into();
+        let rule = format!("-p tcp -m tcp --dport {from} -j REDIRECT --to-ports {to}");
+        Self { topology, place }.run(&format!("-t nat -A PREROUTING {rule}"))
+    }
+
+    /// Removes what [`forward`](Self::forward) did. Connections that there are go on.
+    pub fn stop_forwarding(topology: &'a Topology, place: impl Into<Place>) -> Result<()> {
+        let place = place.into();
+        Self { topology, place }.run("-t nat -F")
+    }
+
     /// Removes all rules.
     pub fn flush(self) -> Result<()> {
         self.run("-F")

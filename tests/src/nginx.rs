@@ -94,6 +94,11 @@ impl<'a> Nginx<'a> {
         Ok(nginx)
     }
 
+    /// Starts it anew after it was stopped. nginx listens before it goes into the background.
+    pub fn start_again(&self) -> Result<()> {
+        self.shell(&self.start_line())
+    }
+
     /// Writes a configuration into its folder, and returns where.
     pub fn configure(&self, name: &str, http: &str) -> Result<PathBuf> {
         let file = self.folder.join(name);
