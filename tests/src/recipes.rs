@@ -5,7 +5,11 @@ pub mod apache;
 pub mod balancer;
 pub mod crash;
 pub mod group;
+pub mod handover;
 mod host;
+pub mod names;
+pub mod soft_stop;
+pub mod users;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! What clients of real software see when a backend is away, with a gate and by other ways: the
 //! figures of `docs/recipes`.
 
+mod rotation;
+
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +12,7 @@ use crate::haproxy::{Release, Retries};
 use crate::recipes::apache::{self, Backend, Case, Hosts, Reuse};
 use crate::recipes::balancer::{self, Connect, Death};
 use crate::recipes::{Run, Schedule, crash, group};
+use crate::summary::Summary;
 use crate::text::{duration, grouped, ms, parse_duration, table};
 
 /// The command line of `gate-lab bench recipes`.
@@ -43,6 +46,10 @@ pub enum Recipe {
     Haproxy,
     /// gunicorn behind nginx is killed
     Gunicorn,
+    /// One of the names behind Apache gets another backend, and then the first again
+    Handover,
+    /// A server behind HAProxy with sticky cookies is taken out of rotation, restarted, brought back
+    SoftStop,
 }
 
 /// From the backend's return to the next restart; Apache takes a second to stop.
@@ -64,6 +71,8 @@ pub fn recipes(options: &Options) -> Result<()> {
             Recipe::Balancer => balancer(options)?,
             Recipe::Haproxy => haproxy(options)?,
             Recipe::Gunicorn => gunicorn(options)?,
+            Recipe::Handover => rotation::handover(options),
+            Recipe::SoftStop => rotation::soft_stop(options),
         }
     }
     Ok(())
@@ -279,7 +288,7 @@ fn row(name: &str, run: Result<Run>) -> Vec<String> {
     ]
 }
 
-fn failed(summary: &crate::summary::Summary) -> String {
+fn failed(summary: &Summary) -> String {
     match summary.lost() {
         0 => "0".to_owned(),
         _ => summary.errors_in_words(),
