@@ -14,7 +14,7 @@ use crate::summary::Summary;
 use crate::topology::{Output, Side, Topology};
 use crate::visit::Visit;
 
-/// Apache closes a kept connection over which nothing went for this long, where the flush asks it.
+/// Kept connections over which nothing went for this long are flushed.
 const IDLE: &str = "200ms";
 /// How long the backend before may take to become empty.
 const EMPTY: &str = "5s";
