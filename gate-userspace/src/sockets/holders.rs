@@ -46,8 +46,9 @@ pub(super) fn search(
     Ok(was_denied)
 }
 
-/// Whom to ask, in this order; each list is made when the one before it is at its end. This process
-/// comes last: what it has are duplicates.
+/// Whom to ask, in this order; each list is made when the one before it is at its end. The newest of a
+/// list come first: a backend that is handed to has mostly just begun. This process comes last: what
+/// it has are duplicates.
 fn candidates(listeners: &[Listener], pid: Option<u32>) -> Box<dyn Iterator<Item = u32> + '_> {
     if let Some(pid) = pid {
         return Box::new([pid].into_iter());
@@ -55,7 +56,11 @@ fn candidates(listeners: &[Listener], pid: Option<u32>) -> Box<dyn Iterator<Item
     let own = std::process::id();
     let lists: [Box<dyn Fn() -> Vec<u32> + '_>; 2] =
         [Box::new(|| of_cgroups(listeners)), Box::new(processes)];
-    let others = lists.into_iter().flat_map(|list| list());
+    let others = lists.into_iter().flat_map(|list| {
+        let mut list = list();
+        list.sort_unstable_by(|one, other| other.cmp(one));
+        list
+    });
     Box::new(others.filter(move |id| *id != own).chain([own]))
 }
 
