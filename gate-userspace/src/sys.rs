@@ -15,6 +15,7 @@ use aya_obj::generated::{
 };
 use gate_common::abi::Direction;
 
+pub mod load;
 pub mod pidfd;
 pub mod probes;
 
