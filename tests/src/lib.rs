@@ -12,6 +12,7 @@
 //! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
 //! | [`visit`] | one request with a name and cookies, and the whole answer |
+//! | [`talk`] | the same, but they last, and note who answers |
 //! | [`listener`] | does a socket listen on this address, and when did none |
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
@@ -47,6 +48,7 @@ pub mod require;
 pub mod service;
 pub mod stop;
 pub mod summary;
+pub mod talk;
 pub mod tap;
 pub mod text;
 pub mod topology;

@@ -57,7 +57,7 @@ enum Bench {
     Datapath(bench::datapath::Options),
     /// What clients see of many restarts in a row
     Endurance(bench::endurance::Options),
-    /// What a handover costs those who connect
+    /// What a handover costs: connections, time, throughput, connect(2)
     Handover(bench::handover::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
     Restart(bench::restart::Options),

@@ -44,8 +44,16 @@ fn a_connect_that_is_handed_over_is_measured() {
     if !has(Feature::NamespaceCookie) {
         return;
     }
-    let json = lab(&["handover", "--rounds", "2", "--connections", "5"]);
-    let cases = json["connect"].as_array().unwrap();
+    let json = lab(&[
+        "handover",
+        "--part",
+        "connect",
+        "--rounds",
+        "2",
+        "--connections",
+        "5",
+    ]);
+    let cases = json["parts"][0]["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 4);
     for case in cases {
         for what in ["without_ns", "with_ns"] {

@@ -78,7 +78,7 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// What a handover costs those who connect
+    /// What a handover costs: connections, time, throughput, connect(2)
     Handover {
         /// Arguments for the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -134,7 +134,9 @@ fn perform(task: Task) -> Result<ExitCode> {
             return lab(&["bench", "endurance"], args, Vec::new());
         }
         Task::Bench(Bench::Handover { args }) => {
-            return lab(&["bench", "handover"], args, Vec::new());
+            let cache = Cache::open()?;
+            let programs = [programs::nginx(&cache)?, programs::iperf3(&cache)?].concat();
+            return lab(&["bench", "handover"], args, programs);
         }
         Task::Bench(Bench::Restart { args }) => {
             let nginx = programs::nginx(&Cache::open()?)?;

@@ -45,7 +45,7 @@ const CALM: Duration = Duration::from_millis(500);
 /// What a restart may take beyond the outage.
 const LIMIT: Duration = Duration::from_secs(30);
 /// What the kernel counts where a listener could not take a SYN or a connection.
-const COUNTERS: [&str; 4] = [
+pub(super) const COUNTERS: [&str; 4] = [
     "ListenOverflows",
     "ListenDrops",
     "TCPReqQFullDrop",
@@ -53,7 +53,7 @@ const COUNTERS: [&str; 4] = [
 ];
 
 /// A client's SYNs that were sent again, after 1 s or more.
-const SENT_AGAIN: &str = "TCPSynRetrans";
+pub(super) const SENT_AGAIN: &str = "TCPSynRetrans";
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -200,7 +200,7 @@ fn beyond(requests: &[Request], begin: Instant, gaps: &[Gap]) -> Vec<Duration> {
     beyond
 }
 
-fn counters(
+pub(super) fn counters(
     topology: &Topology,
     side: Side,
     names: &[&'static str],
@@ -228,7 +228,7 @@ fn counters(
 }
 
 /// The machine's load over the last minute, as it says.
-fn load_average() -> String {
+pub(super) fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -1,232 +1,105 @@
-//! What connect(2) costs its caller while a gate is handed over where connections are made.
-//!
-//! Round after round the same addresses are connected to with the programs attached and without, one
-//! thread having both ends, so that nothing waits for a scheduler. Each system call is timed by
-//! itself, and what counts of a round is the median. The difference is taken within a round.
+//! What a handover costs: connections, time, and throughput.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
-
-use anyhow::{Context, Result};
-use clap::Args;
-use gate_userspace::gates::Target;
-use gate_userspace::handover::{HookChoice, Plan, back, hand_over};
-use gate_userspace::pins::Pins;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::unistd::Pid;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::spread::Spread;
-use crate::iperf3::processors;
-use crate::topology::{Side, Topology};
+use super::path::Path;
+use pair::Kind;
 
-/// The most that the programs may add to a connect(2), in ns.
-const PROMISE: f64 = 1_000.0;
+pub mod connect;
+pub mod connections;
+pub mod endurance;
+pub mod first;
+pub mod pair;
+pub mod throughput;
 
 /// The command line of `gate-lab bench handover`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Connections in one measurement
+    /// What to measure; can be given more than once
+    #[arg(long, value_enum, default_values = ["endurance", "first", "throughput", "connections", "connect"])]
+    pub part: Vec<Part>,
+    /// Where the traffic goes; can be given more than once
+    #[arg(long, value_enum, default_values = ["veth", "loopback"])]
+    pub path: Vec<Path>,
+    /// endurance: what the backends are; can be given more than once
+    #[arg(long, value_enum, default_values = ["lab", "nginx"])]
+    pub backends: Vec<Kind>,
+    /// endurance: how many handovers
+    #[arg(long, default_value_t = 1_000)]
+    pub handovers: u32,
+    /// endurance: new connections a second
+    #[arg(long, default_value_t = 500)]
+    pub rate: u32,
+    /// endurance: after each handover drain the backend before, stop it, and start it again
+    #[arg(long)]
+    pub stop: bool,
+    /// first: how many switches of each kind
+    #[arg(long, default_value_t = 200)]
+    pub switches: u32,
+    /// throughput, connections, connect: rounds, whose median counts [default: 16; connect: 40]
+    #[arg(long)]
+    pub rounds: Option<u32>,
+    /// connect: connections in one measurement
     #[arg(long, default_value_t = 200)]
     pub connections: u32,
-    /// Measurements of each case, with the programs and without
-    #[arg(long, default_value_t = 40)]
-    pub rounds: u32,
+    /// throughput: how long iperf3 measures, in seconds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub seconds: u32,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// One thing to measure.
-struct Case {
-    name: &'static str,
-    /// The gate's endpoint, where it is one.
-    gate: Option<SocketAddr>,
-    /// Where connections really go; what is connected to without the programs.
-    real: TcpListener,
-    at: SocketAddr,
-    without: Vec<f64>,
-    with: Vec<f64>,
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Many handovers under a steady load of connections that last over several
+    Endurance,
+    /// From the command to the first connection at the new backend
+    First,
+    /// What an established connection gets through while its gate is handed over
+    Throughput,
+    /// New connections a second while another gate is handed over
+    Connections,
+    /// What connect(2) costs while a gate is handed over where connections are made
+    Connect,
 }
 
-impl Case {
-    fn new(
-        topology: &Topology,
-        name: &'static str,
-        gate: Option<&str>,
-        (side, at): (Side, &str),
-    ) -> Result<Self> {
-        let at = at.parse()?;
-        let listen = || TcpListener::bind(at).with_context(|| format!("listen on {at}"));
-        Ok(Self {
-            name,
-            gate: gate.map(str::parse).transpose()?,
-            real: topology.run(side, listen)?,
-            at,
-            without: Vec::new(),
-            with: Vec::new(),
-        })
+/// Rounds of a ratio where none are asked for.
+const ROUNDS: u32 = 16;
+
+impl Options {
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(ROUNDS).max(1)
     }
-
-    fn hand_over(&self, pins: &Pins) -> Result<()> {
-        if let Some(gate) = self.gate {
-            let plan = Plan {
-                to: vec![self.at.to_string().parse()?],
-                pid: None,
-                hook: HookChoice::CgroupConnect,
-                cgroup: None,
-            };
-            hand_over(pins, &target(gate)?, &plan)?;
-        }
-        Ok(())
-    }
-
-    fn back(&self, pins: &Pins) -> Result<()> {
-        if let Some(gate) = self.gate {
-            back(pins, &target(gate)?)?;
-        }
-        Ok(())
-    }
-
-    fn measure(&mut self, is_attached: bool, count: u32) -> Result<()> {
-        let to = self.gate.filter(|_| is_attached).unwrap_or(self.at);
-        let times: Result<Vec<f64>> = (0..count).map(|_| connect(&self.real, to)).collect();
-        let median = Spread::of(&times?).median;
-        match is_attached {
-            true => self.with.push(median),
-            false => self.without.push(median),
-        }
-        Ok(())
-    }
-}
-
-fn target(gate: SocketAddr) -> Result<Target> {
-    Ok(gate.to_string().parse()?)
-}
-
-/// How long connect(2) took, in ns. The client resets the connection, so that nothing of it stays.
-fn connect(listener: &TcpListener, to: SocketAddr) -> Result<f64> {
-    let reset = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    let start = Instant::now();
-    let client = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
-    let took = start.elapsed();
-    let (server, _) = listener.accept().context("accept")?;
-    setsockopt(&client, sockopt::Linger, &reset).context("SO_LINGER")?;
-    drop(client);
-    drop(server);
-    Ok(took.as_nanos() as f64)
 }
 
 /// Measures and prints.
 pub fn handover(options: &Options) -> Result<()> {
-    let topology = Topology::new()?;
-    let there = |port: &'static str| (Side::Client, port);
-    let mut cases = [
-        Case::new(
-            &topology,
-            "to a port of no gate",
-            None,
-            there("10.0.0.1:9090"),
-        )?,
-        Case::new(
-            &topology,
-            "to a gate, sent to a backend elsewhere",
-            Some("10.0.0.1:8080"),
-            there("10.0.0.1:8082"),
-        )?,
-        Case::new(
-            &topology,
-            "the same by IPv6",
-            Some("[fd00::1]:8080"),
-            there("[fd00::1]:8082"),
-        )?,
-        Case::new(
-            &topology,
-            "to a gate, sent to a backend of this host",
-            Some("10.0.0.1:8081"),
-            (Side::Server, "10.0.0.5:8083"),
-        )?,
-    ];
-    topology.run(Side::Server, || {
-        if let Some(&first) = processors()?.first() {
-            let mut set = CpuSet::new();
-            set.set(first).context("CPU_SET")?;
-            // Of this thread, which ends here.
-            sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")?;
+    let mut answers = Vec::new();
+    for &part in &options.part {
+        if part == Part::Connect {
+            answers.push(connect::print(options)?);
+            continue;
         }
-        let pins = Pins::here()?;
-        for round in 0..options.rounds.max(1) {
-            // Neither is always first.
-            for is_attached in [round % 2 == 0, round % 2 == 1] {
-                for case in cases.iter().filter(|_| is_attached) {
-                    case.hand_over(&pins)?;
+        for &path in &options.path {
+            match part {
+                Part::Endurance => {
+                    for &kind in &options.backends {
+                        answers.push(endurance::print(options, path, kind)?);
+                    }
                 }
-                for case in &mut cases {
-                    case.measure(is_attached, options.connections.max(1))?;
-                }
-                for case in cases.iter().filter(|_| is_attached) {
-                    case.back(&pins)?;
-                }
+                Part::First => answers.push(first::print(options, path)?),
+                Part::Throughput => answers.push(throughput::print(options, path)?),
+                Part::Connections => answers.push(connections::print(options, path)?),
+                Part::Connect => {}
             }
         }
-        Ok(())
-    })?;
-    print(options, &cases);
-    Ok(())
-}
-
-/// The median over the rounds of what two measurements of a round make together.
-fn middle(case: &Case, join: impl Fn(f64, f64) -> f64) -> f64 {
-    let pairs = case.with.iter().zip(&case.without);
-    let joined: Vec<f64> = pairs.map(|(with, without)| join(*with, *without)).collect();
-    Spread::of(&joined).median
-}
-
-fn print(options: &Options, cases: &[Case]) {
-    let (connections, rounds) = (options.connections, options.rounds);
+    }
     if options.json {
-        let rows: Vec<_> = cases
-            .iter()
-            .map(|case| {
-                json!({
-                    "case": case.name,
-                    "without_ns": Spread::of(&case.without).to_json(),
-                    "with_ns": Spread::of(&case.with).to_json(),
-                    "above_ns": middle(case, |with, without| with - without),
-                    "ratio": middle(case, |with, without| with / without),
-                    "promised_above_ns": PROMISE,
-                })
-            })
-            .collect();
-        let all = json!({
-            "version": 1,
-            "connections": connections,
-            "rounds": rounds,
-            "connect": rows,
-        });
-        println!("{all}");
-        return;
+        println!("{}", json!({ "version": 1, "parts": answers }));
     }
-    println!(
-        "{:<42}{:>10}{:>10}{:>10}{:>8}   promised",
-        "connect(2)", "without", "with", "above", "ratio"
-    );
-    for case in cases {
-        println!(
-            "{:<42}{:>7.0} ns{:>7.0} ns{:>+7.0} ns{:>8.3}   <= {PROMISE:.0} above",
-            case.name,
-            Spread::of(&case.without).median,
-            Spread::of(&case.with).median,
-            middle(case, |with, without| with - without),
-            middle(case, |with, without| with / without),
-        );
-    }
-    println!(
-        "medians of {rounds} rounds of {connections} connections with the programs and without, all in \
-         this run"
-    );
+    Ok(())
 }

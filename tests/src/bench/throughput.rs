@@ -177,7 +177,7 @@ pub fn throughput(options: &Options) -> Result<()> {
 /// Puts this thread, and all that it starts from now on, before whatever has no real-time
 /// priority, and so before what else the machine is busy with. Where that is not allowed, figures
 /// are less steady and no less right.
-fn undisturbed() {
+pub(super) fn undisturbed() {
     let lowest = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameters are valid and live through the call.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };

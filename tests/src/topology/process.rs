@@ -42,6 +42,7 @@ impl Process {
             // Tests that run under nohup must not hand that on.
             command.pre_exec(|| Ok(signal(Signal::SIGHUP, SigHandler::SigDfl).map(drop)?));
         }
+        let started = Instant::now();
         let child = command
             .stdin(Stdio::null())
             .stdout(stdout.try_clone().context("dup stdout")?)
@@ -55,12 +56,17 @@ impl Process {
             child,
             stdout,
             stderr,
-            started: Instant::now(),
+            started,
         })
     }
 
     pub(super) fn child(&self) -> Arc<Mutex<Child>> {
         Arc::clone(&self.child)
+    }
+
+    /// Right before it was forked.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// The process id as this process sees it. Inside the topology it has another.
