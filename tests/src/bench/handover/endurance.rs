@@ -12,6 +12,7 @@ use super::Options;
 use super::pair::{Backend, Kind, Which};
 use crate::bench::endurance::{COUNTERS, SENT_AGAIN, counters, load_average};
 use crate::bench::path::Path;
+use crate::bench::throughput::undisturbed;
 use crate::load::Outcome;
 use crate::summary::percentile;
 use crate::talk::{Talk, Talks};
@@ -117,6 +118,7 @@ pub fn endure(options: &Options, path: Path, kind: Kind) -> Result<Endured> {
 
 /// Measures, prints, and returns it as JSON.
 pub(super) fn print(options: &Options, path: Path, kind: Kind) -> Result<Value> {
+    undisturbed();
     let before = load_average();
     let endured = endure(options, path, kind)?;
     let after = load_average();
