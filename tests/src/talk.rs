@@ -204,12 +204,14 @@ async fn read_line(stream: &mut BufReader<TcpStream>, line: &mut String) -> io::
 mod tests {
     use std::net::TcpListener;
 
+    use std::io::Write as _;
+
     use super::*;
 
     fn read(bytes: &'static [u8]) -> io::Result<String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let send = move || std::io::Write::write_all(&mut listener.accept().unwrap().0, bytes);
+        let send = move || listener.accept().unwrap().0.write_all(bytes);
         let thread = std::thread::spawn(send);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
