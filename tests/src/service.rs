@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::topology::{Process, SCRATCH, Side, Topology};
 use crate::{backend, exe, listener, text};
@@ -28,12 +29,19 @@ impl Service {
             pid_file: Some(pid_file.clone()),
             ..options
         };
+        let forget = || match std::fs::remove_file(&pid_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        };
+        topology.run(Side::Server, forget)?;
         let mut command = Command::new(exe::lab()?);
         let first = topology.spawn(Side::Server, command.arg("backend").args(options.to_args()))?;
         for &address in &options.listen {
             topology
                 .run(Side::Server, || {
-                    listener::wait_until(address, true, START_LIMIT)
+                    listener::wait_until(address, true, START_LIMIT)?;
+                    // Where a gate is handed over, the kernel shows the other backend's listener.
+                    wait_for(&pid_file)
                 })
                 .with_context(|| {
                     format!("start the backend: {}", first.stderr().unwrap_or_default())
@@ -72,4 +80,14 @@ impl Service {
         words.extend(options.to_args().into_iter().map(OsString::from));
         Ok(words)
     }
+}
+
+/// Waits for a file, which a backend writes once it listens.
+fn wait_for(file: &Path) -> Result<()> {
+    let late = Instant::now() + START_LIMIT;
+    while !file.exists() {
+        ensure!(Instant::now() < late, "no {}", file.display());
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }

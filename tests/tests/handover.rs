@@ -376,15 +376,19 @@ fn a_command_runs_once_the_old_backend_is_empty() {
     assert!(ran.stdout.contains("\nran\n"), "{ran}");
     assert_complaint(&ran, &["exit code 7"]);
     // The last connection ends while it waits.
-    let then = [
-        "--json", "handover", ENDPOINT, "--to", TO, "--then", "echo ran",
-    ];
+    let then = ["handover", ENDPOINT, "--to", TO, "--then", "echo ran"];
     let waiting = topology.spawn_gate(then).unwrap();
     wait_until("it waits", || waiting.stderr().unwrap().contains("waiting"));
     drop(kept);
     let ran = waiting.wait(LIMIT).unwrap();
     assert_eq!(ran.code(), 0, "{ran}");
-    let fields: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert!(ran.stdout.ends_with("the command is done\n"), "{ran}");
+    gate(&topology, &["handover", ENDPOINT, "--back"]);
+    let both = "echo ran >&2; echo ran";
+    let then = ["--json", "handover", ENDPOINT, "--to", TO, "--then", both];
+    let output = topology.gate(then).unwrap();
+    assert_eq!(output.stderr, "ran\nran\n", "{output}");
+    let fields: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(fields["then"]["ran"], true, "{fields}");
     assert_eq!(fields["then"]["exit_code"], 0, "{fields}");
     assert_eq!(fields["left"][0], ENDPOINT, "{fields}");
