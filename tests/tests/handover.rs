@@ -7,12 +7,13 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, PORT, assert_complaint, connect_once, gate,
-    gate_status, refused, shell, snapshot, up, wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, assert_complaint, connect_once,
+    gate, gate_status, mode, refused, shell, snapshot, up, wait_until, wait_until_held,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
 use gate_tests::listener;
+use gate_tests::service::Service;
 use gate_tests::topology::{Process, Side, Topology, server_v4, server_v6};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -393,4 +394,62 @@ fn a_command_runs_once_the_old_backend_is_empty() {
     assert_eq!(fields["then"]["exit_code"], 0, "{fields}");
     assert_eq!(fields["left"][0], ENDPOINT, "{fields}");
     assert_eq!(fields["to"][0]["backend"], TO, "{fields}");
+}
+
+/// Ends a backend for good.
+#[track_caller]
+fn kill(process: Process) {
+    process.signal(Signal::SIGKILL).unwrap();
+    process.wait(LIMIT).unwrap();
+}
+
+#[test]
+fn a_restart_of_the_backend_that_is_current_waits_for_that_and_knows_its_new_socket() {
+    let topology = up();
+    let b = Options {
+        name: "b".to_owned(),
+        ..Options::new(TO.parse().unwrap())
+    };
+    let b = Service::start(&topology, b).unwrap();
+    gate(&topology, &["handover", ENDPOINT, "--to", TO]);
+    let target = server_v4(PORT);
+    assert_eq!(ask(&topology, Side::Client, target), "b");
+    let restart = b.restart_command(MS * 300).unwrap();
+    let mut args: Vec<std::ffi::OsString> = vec!["restart".into(), ENDPOINT.into(), "--".into()];
+    args.extend(restart);
+    let restarting = topology.spawn_gate(args).unwrap();
+    wait_until("the gate is closed", || mode(&topology, ENDPOINT) == "hold");
+    let clients = Clients::one(&topology, target);
+    let restarted = restarting.wait(LIMIT).unwrap();
+    assert_eq!(restarted.code(), 0, "{restarted}");
+    for attempt in clients.finish() {
+        assert_eq!(attempt.result, Ok(()), "{attempt:?}");
+    }
+    assert_eq!(ask(&topology, Side::Client, target), "b");
+    let to = json(&topology, &["status"])["gates"][0]["handover"]["to"][0].clone();
+    assert_eq!(to["listening"], 1, "{to}");
+}
+
+#[test]
+fn the_guards_watcher_knows_a_backend_that_came_back() {
+    let topology = up();
+    let b = serve(&topology, "b", &[TO]);
+    gate(&topology, &["handover", ENDPOINT, "--to", TO]);
+    let watching = topology
+        .spawn_gate(["guard", ENDPOINT, "--for", "30s", "--watch"])
+        .unwrap();
+    wait_until("it is guarded", || {
+        gate_status(&topology, ENDPOINT).guard.is_some()
+    });
+    kill(b);
+    let target = server_v4(PORT);
+    let clients = Clients::one(&topology, target);
+    wait_until_held(&topology, ENDPOINT, 1);
+    let _b = serve(&topology, "c", &[TO]);
+    for attempt in clients.finish() {
+        assert_eq!(attempt.result, Ok(()), "{attempt:?}");
+    }
+    assert_eq!(ask(&topology, Side::Client, target), "c");
+    watching.signal(Signal::SIGINT).unwrap();
+    assert_eq!(watching.wait(LIMIT).unwrap().code(), 0);
 }
