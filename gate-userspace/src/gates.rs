@@ -229,12 +229,15 @@ pub fn find_or_make(
     now: BootTime,
 ) -> Result<Vec<Gate>> {
     // Whatever is wrong with one is told before another is made.
-    find(pins, tables, targets)?;
+    let found = find(pins, tables, targets)?;
     let singles = targets.iter().filter_map(|target| match target {
         Target::Endpoint(endpoint) => Some(*endpoint),
         Target::Named(_) => None,
     });
     let singles: BTreeSet<Endpoint> = singles.collect();
+    if singles.is_empty() {
+        return Ok(found);
+    }
     let kept = kept(pins)?;
     for endpoint in &singles {
         tables.define(lock, *endpoint, (&singles, &kept), now)?;

@@ -145,7 +145,7 @@ fn load(folder: &Path, held: u32, purpose: Purpose) -> Result<Ebpf> {
         .map_max_entries("RELEASED", held);
     let paths: Vec<_> = MAPS
         .iter()
-        .map(|(name, _, _)| (*name, folder.join(name)))
+        .map(|name| (*name, folder.join(name)))
         // Injecting needs no armed flag, and without the lock it must not be written.
         .filter(|(name, _)| *name != ARMED || !matches!(purpose, Purpose::Replay))
         .collect();

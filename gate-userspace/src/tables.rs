@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray};
 use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, Missing};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
-use gate_common::handover::Peer;
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -26,20 +26,20 @@ pub use checks::Checks;
 /// The armed flag's name, as a global of the object and as a pin.
 pub const ARMED: &str = "ARMED";
 
-/// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 12] = [
-    (ARMED, 4, 8),
-    ("GATES", 4, size_of::<StateWord>()),
-    ("ENDPOINTS", size_of::<EndpointKey>(), size_of::<GateId>()),
-    ("PORTS", 4, size_of::<PortEntry>()),
-    ("HELD", size_of::<FlowKey>(), size_of::<HeldSyn>()),
-    ("RELEASED", size_of::<AttemptKey>(), size_of::<GateId>()),
-    ("CHECKS", size_of::<FlowKey>(), size_of::<GateId>()),
-    ("ALLOW", size_of::<Key<AllowKey>>(), size_of::<u32>()),
-    ("GUARDS", 4, size_of::<Guard>()),
-    ("MISSING", size_of::<EndpointKey>(), size_of::<Missing>()),
-    ("PEERS", 4, size_of::<Peer>()),
-    ("STATS", 4, size_of::<GateStats>()),
+/// The pinned maps.
+pub const MAPS: [&str; 12] = [
+    ARMED,
+    "GATES",
+    "ENDPOINTS",
+    "PORTS",
+    "HELD",
+    "RELEASED",
+    "CHECKS",
+    "ALLOW",
+    "GUARDS",
+    "MISSING",
+    "PEERS",
+    "STATS",
 ];
 
 /// The maps of one network namespace.
@@ -57,13 +57,26 @@ pub struct Tables {
     held_max: u32,
 }
 
-pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &str) -> Result<T> {
-    T::try_from(map).map_err(Error::aya(format!("map {name}")))
+/// Compares the map with what this version knows, because a pin that is reused is taken as it is.
+pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(
+    map: Map,
+    path: impl AsRef<Path>,
+) -> Result<T> {
+    let path = path.as_ref();
+    T::try_from(map).map_err(|error| match error {
+        // aya says "expected" of what is there.
+        MapError::InvalidKeySize { size, expected }
+        | MapError::InvalidValueSize { size, expected } => Error::OtherAbi {
+            path: path.into(),
+            found: format!("of {expected} bytes"),
+            expected: format!("of {size}"),
+        },
+        error => Error::aya(format!("map {}", path.display()))(error),
+    })
 }
 
 impl Tables {
-    /// Opens the pinned maps and compares them with what this version knows, because a
-    /// reused pin is taken as it is otherwise.
+    /// Opens the pinned maps.
     ///
     /// # Errors
     /// [`Error::NotUp`] where there are none, [`Error::OtherAbi`] where they differ.
@@ -72,9 +85,6 @@ impl Tables {
             pins.check_version()?;
             return Err(Error::NotUp);
         }
-        for (name, key, value) in MAPS {
-            handovers::check(pins, name, (key, value))?;
-        }
         let data = |name: &str| {
             let path = pins.map(name);
             MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
@@ -82,16 +92,16 @@ impl Tables {
         let held = data("HELD")?;
         let held_max = held.info().map_err(Error::aya("map HELD"))?.max_entries();
         Ok(Self {
-            armed: typed(Map::Array(data(ARMED)?), ARMED)?,
-            gates: typed(Map::Array(data("GATES")?), "GATES")?,
-            endpoints: typed(Map::HashMap(data("ENDPOINTS")?), "ENDPOINTS")?,
-            ports: typed(Map::Array(data("PORTS")?), "PORTS")?,
-            held: typed(Map::HashMap(held), "HELD")?,
-            released: typed(Map::HashMap(data("RELEASED")?), "RELEASED")?,
-            allow: typed(Map::LpmTrie(data("ALLOW")?), "ALLOW")?,
-            guards: typed(Map::Array(data("GUARDS")?), "GUARDS")?,
-            missing: typed(Map::HashMap(data("MISSING")?), "MISSING")?,
-            stats: typed(Map::PerCpuArray(data("STATS")?), "STATS")?,
+            armed: typed(Map::Array(data(ARMED)?), pins.map(ARMED))?,
+            gates: typed(Map::Array(data("GATES")?), pins.map("GATES"))?,
+            endpoints: typed(Map::HashMap(data("ENDPOINTS")?), pins.map("ENDPOINTS"))?,
+            ports: typed(Map::Array(data("PORTS")?), pins.map("PORTS"))?,
+            held: typed(Map::HashMap(held), pins.map("HELD"))?,
+            released: typed(Map::HashMap(data("RELEASED")?), pins.map("RELEASED"))?,
+            allow: typed(Map::LpmTrie(data("ALLOW")?), pins.map("ALLOW"))?,
+            guards: typed(Map::Array(data("GUARDS")?), pins.map("GUARDS"))?,
+            missing: typed(Map::HashMap(data("MISSING")?), pins.map("MISSING"))?,
+            stats: typed(Map::PerCpuArray(data("STATS")?), pins.map("STATS"))?,
             held_max,
         })
     }

@@ -150,7 +150,7 @@ fn make(
     map: &aya_obj::Map,
     types: Option<BorrowedFd<'_>>,
 ) -> Result<MapData> {
-    let is_own = MAPS.iter().any(|(own, _, _)| *own == name);
+    let is_own = MAPS.contains(&name);
     let is_pinned = is_own || SHARED.contains(&name);
     let path: Option<PathBuf> = is_pinned.then(|| pins.map(name));
     if let Some(path) = path.as_deref().filter(|path| path.exists()) {

@@ -30,8 +30,8 @@ impl Checks {
             MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
         };
         Ok(Self {
-            map: typed(Map::LruHashMap(data("CHECKS")?), "CHECKS")?,
-            peers: typed(Map::SkStorage(data("PEERS")?), "PEERS")?,
+            map: typed(Map::LruHashMap(data("CHECKS")?), pins.map("CHECKS"))?,
+            peers: typed(Map::SkStorage(data("PEERS")?), pins.map("PEERS"))?,
         })
     }
 

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use aya::maps::{
-    Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, SkStorage, SockHash,
-};
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, SkStorage, SockHash};
 use gate_common::flow::{EndpointKey, GateId};
 use gate_common::handover::{Alias, ListenerKey, MAX_ALIASES, MAX_SOCKETS, Split, Steered};
 
@@ -15,14 +13,8 @@ use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
 use crate::sys;
 
-/// The pinned maps: name, bytes of key and value.
-pub const MAPS: [(&str, usize, usize); 5] = [
-    ("HANDOVERS", 4, 4),
-    ("SPLITS", 4, size_of::<Split>()),
-    ("LISTENERS", size_of::<ListenerKey>(), 4),
-    ("ALIASES", size_of::<EndpointKey>(), size_of::<Alias>()),
-    ("SERVED", 4, size_of::<EndpointKey>()),
-];
+/// The pinned maps.
+pub const MAPS: [&str; 5] = ["HANDOVERS", "SPLITS", "LISTENERS", "ALIASES", "SERVED"];
 
 /// Which hooks are needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,23 +42,19 @@ impl Handovers {
     /// # Errors
     /// [`Error::OtherAbi`], and those of the kernel.
     pub fn open(pins: &Pins) -> Result<Option<Self>> {
-        let is_there = |(name, _, _): &(&str, usize, usize)| pins.map(name).exists();
-        if !MAPS.iter().all(is_there) {
+        if !MAPS.iter().all(|name| pins.map(name).exists()) {
             return Ok(None);
-        }
-        for (name, key, value) in MAPS {
-            check(pins, name, (key, value))?;
         }
         let data = |name: &str| {
             let path = pins.map(name);
             MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
         };
         Ok(Some(Self {
-            words: typed(Map::Array(data("HANDOVERS")?), "HANDOVERS")?,
-            splits: typed(Map::HashMap(data("SPLITS")?), "SPLITS")?,
-            listeners: typed(Map::SockHash(data("LISTENERS")?), "LISTENERS")?,
-            aliases: typed(Map::HashMap(data("ALIASES")?), "ALIASES")?,
-            served: typed(Map::SkStorage(data("SERVED")?), "SERVED")?,
+            words: typed(Map::Array(data("HANDOVERS")?), pins.map("HANDOVERS"))?,
+            splits: typed(Map::HashMap(data("SPLITS")?), pins.map("SPLITS"))?,
+            listeners: typed(Map::SockHash(data("LISTENERS")?), pins.map("LISTENERS"))?,
+            aliases: typed(Map::HashMap(data("ALIASES")?), pins.map("ALIASES"))?,
+            served: typed(Map::SkStorage(data("SERVED")?), pins.map("SERVED"))?,
             served_data: data("SERVED")?,
         }))
     }
@@ -256,21 +244,4 @@ impl Handovers {
     pub fn served(&self) -> BorrowedFd<'_> {
         self.served_data.fd().as_fd()
     }
-}
-
-/// Fails where a pinned map is not of these sizes.
-pub(super) fn check(pins: &Pins, name: &str, expected: (usize, usize)) -> Result<()> {
-    let path = pins.map(name);
-    let info =
-        MapInfo::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))?;
-    let found = (info.key_size() as usize, info.value_size() as usize);
-    if found == expected {
-        return Ok(());
-    }
-    let show = |(key, value): (usize, usize)| format!("{key} to {value} bytes");
-    Err(Error::OtherAbi {
-        path,
-        found: show(found),
-        expected: show(expected),
-    })
 }
