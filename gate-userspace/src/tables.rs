@@ -68,8 +68,8 @@ pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(
         MapError::InvalidKeySize { size, expected }
         | MapError::InvalidValueSize { size, expected } => Error::OtherAbi {
             path: path.into(),
-            found: format!("of {expected} bytes"),
-            expected: format!("of {size}"),
+            found: format!("{expected} bytes"),
+            expected: format!("{size} bytes"),
         },
         error => Error::aya(format!("map {}", path.display()))(error),
     })
