@@ -453,3 +453,32 @@ fn the_guards_watcher_knows_a_backend_that_came_back() {
     watching.signal(Signal::SIGINT).unwrap();
     assert_eq!(watching.wait(LIMIT).unwrap().code(), 0);
 }
+
+#[test]
+fn a_backend_of_both_families_is_empty_when_it_has_connections_of_neither() {
+    let topology = Topology::new().unwrap();
+    let _a = serve(&topology, "a", &[ENDPOINT, "[fd00::5]:8080"]);
+    let _b = serve(&topology, "b", &["127.0.0.1:8082", "[::1]:8082"]);
+    gate(&topology, &["define", "web", ENDPOINT, "[fd00::5]:8080"]);
+    gate(
+        &topology,
+        &["handover", "web", "--to", "127.0.0.1:8082,[::1]:8082"],
+    );
+    let target = server_v6(PORT);
+    let mut kept = topology
+        .run(Side::Client, || Ok(TcpStream::connect(target)?))
+        .unwrap();
+    assert_eq!(ask_over(&mut kept).unwrap(), "b");
+    let back = [
+        "handover",
+        "web",
+        "--back",
+        "--then",
+        "true",
+        "--timeout",
+        "300ms",
+    ];
+    let remaining = topology.gate(back).unwrap();
+    assert_eq!(remaining.code(), 3, "{remaining}");
+    assert_complaint(&remaining, &["1 connection", "[::1]:8082"]);
+}

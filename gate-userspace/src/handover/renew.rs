@@ -113,7 +113,8 @@ fn backends(handovers: &Handovers, gate: GateId) -> Result<Vec<Share>> {
     Ok(shares)
 }
 
-fn addresses(share: &Share) -> impl Iterator<Item = Endpoint> {
+/// All addresses of a share's backend.
+pub(super) fn addresses(share: &Share) -> impl Iterator<Item = Endpoint> {
     let all = [share.backend, share.also].into_iter();
     all.filter(|key| *key != EndpointKey::NONE)
         .map(Endpoint::from)

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use gate_common::flow::EndpointKey;
-use gate_common::handover::{Alias, MAX_SOCKETS, Share, Steered};
+use gate_common::handover::{Alias, MAX_SOCKETS, Share, Split, Steered};
 use gate_common::state::Effective;
 
+use super::renew::addresses;
 use super::{HookChoice, Plan, Portion, Refusal, Weighed, portions, split};
 use crate::endpoint::Endpoint;
 use crate::error::{BackendError, Error, Result};
@@ -64,8 +65,8 @@ pub fn hand_over(pins: &Pins, target: &Target, plan: &Plan) -> Result<Handed> {
     let endpoints = gates::meant(pins, std::slice::from_ref(target))?;
     let hook = choose(plan, &endpoints)?;
     let ready = prepare(plan, hook, target, &endpoints)?;
-    let was_up = pins.exist();
     let lock = pins.lock_or_create()?;
+    let was_up = pins.exist();
     let handed = switch(pins, &lock, target, (hook, &endpoints, &ready), plan);
     if handed.is_err() {
         match was_up {
@@ -355,7 +356,7 @@ fn switch(
         })
         .collect();
     Ok(Handed {
-        left: left(&gate, before.as_ref().map(portions), &now),
+        left: left(&gate, before.as_ref(), &now),
         already: before == Some(after),
         hook: Some(hook),
         now,
@@ -366,17 +367,26 @@ fn switch(
 
 /// Who got new connections before and gets none now; without a handover that is the gate's own
 /// listener.
-fn left(gate: &Gate, before: Option<Vec<(Endpoint, u32, bool)>>, now: &[Part]) -> Vec<Endpoint> {
-    let own = || gate.endpoints.iter().map(|it| (*it, 1, true)).collect();
-    let before: Vec<(Endpoint, u32, bool)> = before.unwrap_or_else(own);
-    let gets = |backend: Endpoint, is_own: bool| {
-        let same = |part: &Part| part.backend == backend || part.is_own && is_own;
-        now.iter().any(same)
+fn left(gate: &Gate, before: Option<&Split>, now: &[Part]) -> Vec<Endpoint> {
+    let own_gets = now.iter().any(|part| part.is_own);
+    let own = || match own_gets {
+        true => Vec::new(),
+        false => gate.endpoints.clone(),
     };
-    let gone = before
-        .into_iter()
-        .filter(|(it, _, is_own)| !gets(*it, *is_own));
-    gone.map(|(backend, _, _)| backend).collect()
+    let Some(before) = before else {
+        return own();
+    };
+    let mut left = BTreeSet::new();
+    for share in before.shares.iter().filter(|share| share.limit > 0) {
+        let backend = Endpoint::from(share.backend);
+        if share.flags & Share::OWN != 0 {
+            left.extend(own());
+        } else if !now.iter().any(|part| part.backend == backend) {
+            // Connections are marked with the address that took them, so both count.
+            left.extend(addresses(share));
+        }
+    }
+    left.into_iter().collect()
 }
 
 /// Gives a gate's new connections to its own listener again.
@@ -417,7 +427,7 @@ pub fn back(pins: &Pins, target: &Target) -> Result<Handed> {
         }
     }
     Ok(Handed {
-        left: left(&gate, before.as_ref().map(portions), &own),
+        left: left(&gate, before.as_ref(), &own),
         already: before.is_none(),
         hook: None,
         now: own,
