@@ -349,13 +349,18 @@ fn bring_back(
     handovers.set_alias(lock, port.at.into(), answering.entry(gate))
 }
 
+/// Whether connections to the endpoint meet the status port first.
+fn is_at(port: &StatusPort, endpoint: Endpoint) -> bool {
+    port.at == endpoint || port.at.address.is_none() && port.at.port == endpoint.port
+}
+
 /// Fails where an endpoint is one of a gate's status ports.
 ///
 /// # Errors
 /// [`AliasError::Known`].
 pub(crate) fn check_none(gates: &[Gate], endpoint: Endpoint) -> Result<()> {
     for gate in gates {
-        if let Some(port) = gate.aliases.iter().find(|port| port.at == endpoint) {
+        if let Some(port) = gate.aliases.iter().find(|port| is_at(port, endpoint)) {
             let gate = gate.to_string();
             return Err(AliasError::Known { at: port.at, gate }.into());
         }

@@ -18,6 +18,7 @@ use crate::object::Programs;
 use crate::pins::{self, Lock, Pins};
 use crate::reach;
 use crate::release::{Job, Pace, Release, Replayer, Step, release_at_once};
+use crate::steering;
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
 
@@ -249,7 +250,9 @@ fn repair(pins: &Pins, lock: &Lock) -> Result<(Vec<Attachment>, Vec<Attachment>)
         .into_iter()
         .partition(Attachment::is_live);
     let is_gone = |attachment: &Attachment| attachment.interface.is_none();
-    if live.is_empty() && !dead.is_empty() && dead.iter().all(is_gone) {
+    // A link to the look-up of listeners that lives proves that it is this namespace.
+    let is_this = steering::has_lookup(pins);
+    if live.is_empty() && !dead.is_empty() && dead.iter().all(is_gone) && !is_this {
         // Or it was another namespace with the same number: its gates mean nothing here.
         pins.clear(lock)?;
         return Ok((live, dead));

@@ -115,6 +115,8 @@ pub struct Plan {
 pub enum Finished {
     /// There was none.
     NobodyLeft,
+    /// These gates still give them new connections.
+    StillGiven(Vec<String>),
     /// They did not become empty in time.
     Remaining(Drained),
     /// They were empty, and the command ran.
@@ -126,7 +128,7 @@ impl Finished {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NobodyLeft => exit::STATE,
+            Self::NobodyLeft | Self::StillGiven(_) => exit::STATE,
             Self::Remaining(drained) => drained.exit_code(),
             Self::Ran(_, status) => {
                 let signalled = status.signal().map(|signal| 128 + signal);

@@ -23,7 +23,10 @@ const LOOKUP: &str = "sk_lookup";
 /// Whether the program that chooses listening sockets is attached.
 #[must_use]
 pub fn has_lookup(pins: &Pins) -> bool {
-    pins.steering().join(LOOKUP).exists()
+    let link = sys::open_pin(&pins.steering().join(LOOKUP));
+    let namespace = link.and_then(|link| sys::namespace_of(link.as_fd()));
+    // A link to a namespace that is gone attaches nothing, though its number may be ours now.
+    matches!(namespace, Ok(Some(_)))
 }
 
 /// Fails where the kernel has no program that chooses listening sockets.
@@ -51,6 +54,7 @@ pub fn attach_lookup(pins: &Pins, lock: &Lock) -> Result<()> {
         .map_err(Error::call("attach sk_lookup to", NAMESPACE))?;
     pins::make_folder(&pins.steering())?;
     let path = pins.steering().join(LOOKUP);
+    detach_one(&path)?;
     sys::pin(link.as_fd(), &path).map_err(Error::call("pin", path.display().to_string()))?;
     pins::restrict(&path)
 }

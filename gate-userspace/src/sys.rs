@@ -317,6 +317,19 @@ pub fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     Ok((id != 0).then_some(id))
 }
 
+/// The network namespace that a link is attached to, by inode; none once that is gone (Linux 5.8).
+///
+/// # Errors
+/// The kernel's.
+pub fn namespace_of(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // SAFETY: bpf_link_info is plain integers, for which zero is valid.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    object_info(link, &mut info)?;
+    // SAFETY: any bytes are a valid u32.
+    let inode = unsafe { info.__bindgen_anon_1.netns.netns_ino };
+    Ok((inode != 0).then_some(inode))
+}
+
 /// The number by which programs know the calling thread's network namespace; none where the kernel
 /// doesn't tell (Linux 5.14).
 ///

@@ -482,3 +482,44 @@ fn a_backend_of_both_families_is_empty_when_it_has_connections_of_neither() {
     assert_eq!(remaining.code(), 3, "{remaining}");
     assert_complaint(&remaining, &["1 connection", "[::1]:8082"]);
 }
+
+#[test]
+fn all_connections_of_a_large_group_are_known_to_be_its_own() {
+    let topology = Topology::new().unwrap();
+    let _a = serve(&topology, "a", &[ENDPOINT]);
+    let _b = serve_with(&topology, "b", &[TO; 40], true);
+    gate(&topology, &["handover", ENDPOINT, "--to", TO]);
+    let target = server_v4(PORT);
+    let connect = || {
+        let kept = (0..80).map(|_| TcpStream::connect(target));
+        Ok(kept.collect::<Result<Vec<_>, _>>()?)
+    };
+    let kept = topology.run(Side::Client, connect).unwrap();
+    let drain = ["drain", "--backend", TO, "--timeout", "200ms"];
+    let remaining = topology.gate(drain).unwrap();
+    assert_eq!(remaining.code(), 3, "{remaining}");
+    assert!(
+        remaining.stdout.contains("80 connections left"),
+        "{remaining}"
+    );
+    drop(kept);
+}
+
+#[test]
+fn a_backend_that_another_gate_still_gives_connections_is_not_stopped() {
+    let topology = Topology::new().unwrap();
+    let _a = serve(&topology, "a", &[ENDPOINT, "10.0.0.5:8081"]);
+    let _b = serve(&topology, "b", &[TO]);
+    gate(&topology, &["define", "one", ENDPOINT]);
+    gate(&topology, &["define", "two", "10.0.0.5:8081"]);
+    gate(&topology, &["handover", "one", "--to", TO]);
+    gate(&topology, &["handover", "two", "--to", TO]);
+    let back = ["handover", "one", "--back", "--then", "echo ran"];
+    let refused = topology.gate(back).unwrap();
+    assert_eq!(refused.code(), 3, "{refused}");
+    assert!(!refused.stdout.contains("ran\n"), "{refused}");
+    assert_complaint(&refused, &["two", "did not run"]);
+    let last = ["handover", "two", "--back", "--then", "echo ran"];
+    let ran = gate(&topology, &last);
+    assert!(ran.stdout.contains("\nran\n"), "{ran}");
+}

@@ -21,12 +21,12 @@ pub fn choose(ctx: &SkLookupContext) -> u32 {
     match steer(&Kernel, &local) {
         Steer::Pass => {}
         Steer::Refuse => return SK_DROP,
-        Steer::Own(endpoint) => drop(assign(ctx, endpoint, MAX_SOCKETS)),
+        Steer::Own(endpoint) => drop(assign(ctx, endpoint)),
         Steer::To(share, otherwise) => {
-            if assign(ctx, share.backend, share.sockets).is_none()
+            if assign(ctx, share.backend).is_none()
                 && let Some(own) = otherwise
             {
-                assign(ctx, own, MAX_SOCKETS);
+                assign(ctx, own);
             }
         }
     }
@@ -64,11 +64,8 @@ fn local(ctx: &SkLookupContext) -> Option<EndpointKey> {
 /// Gives the connection to the first of the backend's sockets that is there and takes it: one of
 /// the other family doesn't.
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, backend: EndpointKey, sockets: u32) -> Option<()> {
+fn assign(ctx: &SkLookupContext, backend: EndpointKey) -> Option<()> {
     for index in 0..MAX_SOCKETS {
-        if index >= sockets {
-            return None;
-        }
         let key = ListenerKey { backend, index };
         if LISTENERS.redirect_sk_lookup(ctx, key, 0).is_ok() {
             return Some(());

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use gate_userspace::drain::driver;
+use gate_userspace::drain::{self, driver};
 use gate_userspace::error::exit;
 use gate_userspace::gates::Target;
 use gate_userspace::handover::{self, Finished, Handed, HookChoice, Plan, Portion};
 use gate_userspace::pins::Pins;
-use gate_userspace::report;
+use gate_userspace::{clock, report};
 
 use super::{Answer, lease, on_runtime, print};
 
@@ -110,12 +110,22 @@ fn finish(
     if handed.left.is_empty() {
         return Ok(Finished::NobodyLeft);
     }
+    let giving = || drain::of_backends(&handed.left, &[], clock::now()).map(|it| it.giving);
+    let gates = giving()?;
+    if !gates.is_empty() {
+        return Ok(Finished::StillGiven(gates));
+    }
     let mut progress = report::Stderr::new(json);
     let drained = on_runtime(driver::empty(&handed.left, timeout, &mut progress));
     progress.clear();
     let drained = drained??;
     if drained.exit_code() != exit::DONE {
         return Ok(Finished::Remaining(drained));
+    }
+    // Another command may have given it some again meanwhile.
+    let gates = giving()?;
+    if !gates.is_empty() {
+        return Ok(Finished::StillGiven(gates));
     }
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", command]);

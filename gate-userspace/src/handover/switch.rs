@@ -69,10 +69,11 @@ pub fn hand_over(pins: &Pins, target: &Target, plan: &Plan) -> Result<Handed> {
     let was_up = pins.exist();
     let handed = switch(pins, &lock, target, (hook, &endpoints, &ready), plan);
     if handed.is_err() {
-        match was_up {
-            true => steering::detach_if_idle(pins, &lock)?,
-            false => pins.remove(lock)?,
-        }
+        // The first failure counts.
+        let _second = match was_up {
+            true => steering::detach_if_idle(pins, &lock),
+            false => pins.remove(lock),
+        };
     }
     handed
 }
@@ -340,8 +341,7 @@ fn switch(
     let shares: Vec<Weighed> = ready.iter().map(|it| it.share).collect();
     let after = split(hook, &shares);
     handovers.switch(lock, gate.id, Some(&after))?;
-    forget_unused(pins, lock, &tables, &mut handovers)?;
-    steering::detach_if_idle(pins, lock)?;
+    let notes = tidy(pins, lock, &tables, &mut handovers);
     let now: Vec<Part> = portions(&after)
         .into_iter()
         .map(|(backend, weight, is_own)| Part {
@@ -361,8 +361,16 @@ fn switch(
         hook: Some(hook),
         now,
         gate,
-        notes: Vec::new(),
+        notes,
     })
+}
+
+/// Clears up after a switch, which is done whatever becomes of that; what to tell the operator.
+fn tidy(pins: &Pins, lock: &Lock, tables: &Tables, handovers: &mut Handovers) -> Vec<String> {
+    let forgotten = forget_unused(pins, lock, tables, handovers);
+    let tidied = forgotten.and_then(|()| steering::detach_if_idle(pins, lock));
+    let note = |error: Error| format!("what is no longer needed could not be cleared: {error}");
+    tidied.err().map(note).into_iter().collect()
 }
 
 /// Who got new connections before and gets none now; without a handover that is the gate's own
@@ -420,10 +428,9 @@ pub fn back(pins: &Pins, target: &Target) -> Result<Handed> {
     let mut notes = Vec::new();
     if let (Some(mut handovers), Some(before)) = (handovers, &before) {
         handovers.switch(&lock, gate.id, None)?;
-        forget_unused(pins, &lock, &tables, &mut handovers)?;
-        steering::detach_if_idle(pins, &lock)?;
+        notes = tidy(pins, &lock, &tables, &mut handovers);
         if before.hook == Steered::Lookup as u32 {
-            notes = silent(&gate)?;
+            notes.extend(silent(&gate).unwrap_or_default());
         }
     }
     Ok(Handed {

@@ -53,7 +53,7 @@ pub fn parts(parts: &[Part]) -> String {
 pub fn finished(handed: &Handed, finished: &Finished) -> String {
     let left = list(&handed.left);
     match finished {
-        Finished::NobodyLeft => String::new(),
+        Finished::NobodyLeft | Finished::StillGiven(_) => String::new(),
         Finished::Remaining(drained) => format!(
             "{left}: {} left after {}; the command did not run\n",
             connections(drained.left.connections.len()),
@@ -79,6 +79,12 @@ pub fn finish_complaint(handed: &Handed, finished: &Finished, timeout: Duration)
              --backend ADDR` waits for whoever had them before; the command did not run"
                 .to_owned(),
         ),
+        Finished::StillGiven(gates) => Some(format!(
+            "{left} still gets new connections by {}: hand those over as well, then wait with `gate \
+             drain --backend {}`; the command did not run",
+            list(gates),
+            texts(&handed.left).join(",")
+        )),
         Finished::Remaining(drained) => Some(format!(
             "{} of {left} did not end within --timeout {}: new connections stay where they go; wait \
              on with `gate drain --backend {}`",
@@ -116,7 +122,7 @@ pub fn handed_json(handed: &Handed, finished: Option<&Finished>) -> Value {
 
 fn finished_json(finished: &Finished) -> Value {
     let (drained, status) = match finished {
-        Finished::NobodyLeft => (None, None),
+        Finished::NobodyLeft | Finished::StillGiven(_) => (None, None),
         Finished::Remaining(drained) => (Some(drained), None),
         Finished::Ran(drained, status) => (Some(drained), Some(status)),
     };

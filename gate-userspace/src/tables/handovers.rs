@@ -116,10 +116,14 @@ impl Handovers {
         sockets: impl ExactSizeIterator<Item = (EndpointKey, BorrowedFd<'a>)>,
     ) -> Result<()> {
         let count = sockets.len() as u32;
-        for (index, (bound, socket)) in (0..MAX_SOCKETS).zip(sockets) {
+        for (index, (bound, socket)) in (0..).zip(sockets) {
+            // All of a group get connections, whichever of them are entered.
             self.served
                 .insert(&socket, bound, 0)
                 .map_err(Error::aya("mark a listening socket in SERVED"))?;
+            if index >= MAX_SOCKETS {
+                continue;
+            }
             self.listeners
                 .insert(ListenerKey { backend, index }, socket.as_raw_fd(), 0)
                 .map_err(Error::aya("enter a listening socket into LISTENERS"))?;
