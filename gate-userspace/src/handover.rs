@@ -1,5 +1,5 @@
 //! Handing a gate's new connections to another backend, while the one that had them finishes its
-//! own. The words are here; [`switch`] carries them out.
+//! own. The words are here; `switch` carries them out.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;

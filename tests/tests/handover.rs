@@ -398,7 +398,7 @@ fn a_command_runs_once_the_old_backend_is_empty() {
 
 /// Ends a backend for good.
 #[track_caller]
-fn kill(process: Process) {
+fn kill(process: &Process) {
     process.signal(Signal::SIGKILL).unwrap();
     process.wait(LIMIT).unwrap();
 }
@@ -441,7 +441,7 @@ fn the_guards_watcher_knows_a_backend_that_came_back() {
     wait_until("it is guarded", || {
         gate_status(&topology, ENDPOINT).guard.is_some()
     });
-    kill(b);
+    kill(&b);
     let target = server_v4(PORT);
     let clients = Clients::one(&topology, target);
     wait_until_held(&topology, ENDPOINT, 1);
