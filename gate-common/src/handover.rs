@@ -34,8 +34,6 @@ pub struct Share {
     pub limit: u32,
     /// A combination of [`Share::OWN`] and [`Share::LOCAL`].
     pub flags: u32,
-    /// Sockets that the backend is known by; `sk_lookup` only.
-    pub sockets: u32,
 }
 
 impl Share {
@@ -44,13 +42,19 @@ impl Share {
     /// The backend's address is one of this host's.
     pub const LOCAL: u32 = 2;
 
+    /// Whether it is the gate's own listener's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.flags & Self::OWN != 0
+    }
+
     /// No share.
     pub const NONE: Self = Self {
         backend: EndpointKey::NONE,
         also: EndpointKey::NONE,
         limit: 0,
         flags: 0,
-        sockets: 0,
     };
 }
 
@@ -78,6 +82,23 @@ pub struct Split {
 }
 
 impl Split {
+    /// Whether it works by this hook.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by(&self, hook: Steered) -> bool {
+        self.hook == hook as u32
+    }
+
+    /// Its shares.
+    pub fn used(&self) -> impl Iterator<Item = &Share> {
+        self.shares.iter().filter(|share| share.limit > 0)
+    }
+
+    /// Its shares but for that of the gate's own listener.
+    pub fn others(&self) -> impl Iterator<Item = &Share> {
+        self.used().filter(|share| !share.is_own())
+    }
+
     /// The share that a random number falls to; none where the split has no weight.
     #[inline(always)]
     #[must_use]
@@ -205,7 +226,7 @@ pub fn steer<T: Tables>(tables: &T, local: &EndpointKey) -> Steer {
         .and_then(share)
         .or_else(|| port.wildcard().and_then(share))
     {
-        Some(share) if share.flags & Share::OWN == 0 => Steer::To(share, None),
+        Some(share) if !share.is_own() => Steer::To(share, None),
         Some(_) | None => Steer::Pass,
     }
 }
@@ -219,7 +240,7 @@ fn answer<T: Tables>(tables: &T, alias: Alias) -> Steer {
         return Steer::Pass;
     }
     match tables.share(alias.gate, Steered::Lookup) {
-        Some(share) if share.flags & Share::OWN == 0 => Steer::To(share, Some(alias.of)),
+        Some(share) if !share.is_own() => Steer::To(share, Some(alias.of)),
         Some(_) | None => Steer::Own(alias.of),
     }
 }
@@ -235,15 +256,14 @@ pub fn redirect<T: Tables>(tables: &T, remote: &EndpointKey) -> Option<(GateId, 
     let gate = tables.gate_of(remote)?;
     let share = tables.share(gate, Steered::Connect)?;
     let backend = &share.backend;
-    let is_meant = share.flags & Share::OWN == 0
-        && !backend.is(remote)
-        && backend.address.is_v4() == remote.address.is_v4();
+    let is_meant =
+        !share.is_own() && !backend.is(remote) && backend.address.is_v4() == remote.address.is_v4();
     is_meant.then_some((gate, share))
 }
 
 const _: () = {
-    assert!(size_of::<Share>() == 52);
-    assert!(size_of::<Split>() == 8 + 52 * MAX_SHARES);
+    assert!(size_of::<Share>() == 48);
+    assert!(size_of::<Split>() == 8 + 48 * MAX_SHARES);
     assert!(size_of::<ListenerKey>() == 24);
     assert!(size_of::<Peer>() == 44);
     assert!(size_of::<Alias>() == 28);
@@ -285,7 +305,6 @@ mod tests {
             also: EndpointKey::NONE,
             limit,
             flags,
-            sockets: 1,
         }
     }
 

@@ -6,17 +6,16 @@
 //! port has a listener of its own, and all that is done is to refuse it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
 
 use gate_common::flow::{EndpointKey, GateId};
-use gate_common::handover::{Alias, Share, Steered};
+use gate_common::handover::Alias;
 
 use crate::endpoint::Endpoint;
-use crate::error::{AliasError, BackendError, Error, Result};
+use crate::error::{AliasError, Error, Result};
 use crate::gates::{self, Gate, Target};
-use crate::handover::forget_unused;
+use crate::handover;
 use crate::pins::{Lock, Pins};
-use crate::sockets::{self, Backend};
+use crate::sockets;
 use crate::steering;
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
@@ -158,28 +157,13 @@ fn state(handovers: Option<&Handovers>, gate: &Gate, port: &StatusPort) -> Resul
         return Ok(State::Stale);
     };
     let is_known = handovers.listening(port.of.into())? > 0;
-    if is_known || is_handed_over(handovers, gate.id)? {
+    if is_known || handover::has_backend(handovers, gate.id)? {
         return Ok(State::Answers);
     }
     Ok(match listens(port.of)? {
         true => State::Stale,
         false => State::Silent,
     })
-}
-
-/// Whether another backend on this host takes the gate's connections.
-fn is_handed_over(handovers: &Handovers, gate: GateId) -> Result<bool> {
-    let split = handovers.split(gate)?;
-    let Some(split) = split.filter(|split| split.hook == Steered::Lookup as u32) else {
-        return Ok(false);
-    };
-    let shares = split.shares.iter();
-    for share in shares.filter(|it| it.limit > 0 && it.flags & Share::OWN == 0) {
-        if handovers.listening(share.backend)? > 0 {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// These endpoints, and the aliases by which connections come to the gates that are meant, also those
@@ -250,11 +234,11 @@ pub fn renew(pins: &Pins, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<Vec<S
         if !gates.contains(&alias.gate) || port.kind == Kind::Existing {
             continue;
         }
-        let backend = listener(port.of)?;
+        let backend = sockets::take_if_any(port.of)?;
         if backend.is_none() {
             silent.push(port);
         }
-        enter(&mut handovers, lock, port.of, backend.as_ref())?;
+        handovers.enter(lock, port.of.into(), backend.as_slice())?;
     }
     Ok(silent)
 }
@@ -269,30 +253,6 @@ pub fn renew_or_note(pins: &Pins, lock: &Lock, gates: &BTreeSet<GateId>) -> Opti
     Some(format!("the status ports refuse: {failed}"))
 }
 
-/// What listens at an endpoint; none where nothing does.
-fn listener(of: Endpoint) -> Result<Option<Backend>> {
-    match sockets::take(of, None) {
-        Ok(backend) => Ok(Some(backend)),
-        Err(Error::Backend(BackendError::NothingListens { .. } | BackendError::OnlyUdp { .. })) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn enter(
-    handovers: &mut Handovers,
-    lock: &Lock,
-    of: Endpoint,
-    backend: Option<&Backend>,
-) -> Result<()> {
-    let sockets = backend.map_or(&[][..], |backend| &backend.sockets);
-    let sockets = sockets
-        .iter()
-        .map(|taken| (taken.socket.endpoint().into(), taken.fd.as_fd()));
-    handovers.enter(lock, of.into(), sockets)
-}
-
 /// Forgets all status ports of a gate.
 ///
 /// # Errors
@@ -305,13 +265,7 @@ pub fn forget(pins: &Pins, lock: &Lock, tables: &mut Tables, gate: &Gate) -> Res
         withdraw(&mut handovers, lock, tables, (gate.id, *port))?;
         handovers.forget_alias(lock, port.at.into())?;
     }
-    tidy(pins, lock, tables, &mut handovers)
-}
-
-/// Lets go of what nothing needs any more.
-fn tidy(pins: &Pins, lock: &Lock, tables: &Tables, handovers: &mut Handovers) -> Result<()> {
-    forget_unused(pins, lock, tables, handovers)?;
-    steering::detach_if_idle(pins, lock)
+    handover::clear_up(pins, lock, tables, &mut handovers)
 }
 
 /// Refuses first: a closed gate must not be passed by what it is told of no more.

@@ -18,9 +18,9 @@ mod renew;
 mod status;
 mod switch;
 
-pub use renew::{is_lost, renew, takers};
+pub use renew::{has_backend, is_lost, renew, takers};
 pub use status::{HandoverStatus, ToStatus, status};
-pub(crate) use switch::forget_unused;
+pub(crate) use switch::clear_up;
 pub use switch::{Handed, Part, back, hand_over};
 
 /// A backend as it is asked for, and its part of the new connections: `10.0.0.6:80`,
@@ -270,14 +270,19 @@ impl Plan {
     }
 }
 
-/// A share as it is put together: the backend, its weight, its flags, and its sockets.
+/// A share as it is put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Weighed {
     pub backend: Endpoint,
     pub also: Option<Endpoint>,
     pub weight: u32,
     pub flags: u32,
-    pub sockets: u32,
+}
+
+impl Weighed {
+    pub(crate) const fn is_own(&self) -> bool {
+        self.flags & Share::OWN != 0
+    }
 }
 
 /// Puts a split together; shares without weight get nothing and are left out.
@@ -295,7 +300,6 @@ pub(crate) fn split(hook: Steered, shares: &[Weighed]) -> Split {
             also: share.also.map_or(EndpointKey::NONE, EndpointKey::from),
             limit: split.total,
             flags: share.flags,
-            sockets: share.sockets,
         };
     }
     split
@@ -314,14 +318,12 @@ pub const fn hook_name(hook: Steered) -> &'static str {
 #[must_use]
 pub fn portions(split: &Split) -> Vec<(Endpoint, u32, bool)> {
     let mut before = 0;
-    let used = split.shares.iter().filter(|share| share.limit > 0);
-    used.map(|share| {
+    let portion = |share: &Share| {
         let weight = share.limit - before;
         before = share.limit;
-        let is_own = share.flags & Share::OWN != 0;
-        (share.backend.into(), weight, is_own)
-    })
-    .collect()
+        (share.backend.into(), weight, share.is_own())
+    };
+    split.used().map(portion).collect()
 }
 
 #[cfg(test)]
@@ -425,7 +427,6 @@ mod tests {
             also: None,
             weight,
             flags,
-            sockets: 1,
         };
         let shares = [
             weighed("10.0.0.5:80", 9, Share::OWN),

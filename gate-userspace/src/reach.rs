@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gate_common::abi::Direction;
-use gate_common::handover::{Share, Steered};
+use gate_common::handover::{Split, Steered};
 
 use crate::attach::Attachment;
 use crate::endpoint::Endpoint;
@@ -68,9 +68,8 @@ fn backends(pins: &Pins, endpoints: &[Endpoint]) -> Result<BTreeSet<Endpoint>> {
             continue;
         };
         let split = handovers.split(gate)?;
-        let sent = split.filter(|split| split.hook == Steered::Connect as u32);
-        let shares = sent.iter().flat_map(|split| &split.shares);
-        let others = shares.filter(|share| share.limit > 0 && share.flags & Share::OWN == 0);
+        let sent = split.filter(|split| split.is_by(Steered::Connect));
+        let others = sent.iter().flat_map(Split::others);
         backends.extend(others.map(|share| Endpoint::from(share.backend)));
     }
     Ok(backends)

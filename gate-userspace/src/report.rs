@@ -28,7 +28,7 @@ pub use guard::{
     guard_event, guard_event_json, guarded, guarded_json, unguarded, unguarded_json, watched,
     watched_json,
 };
-pub use handover::{finish_complaint, finished, handed, handed_json, parts};
+pub use handover::{finish_complaint, finished, handed, handed_json};
 pub use progress::Stderr;
 pub use release::{already_open, opened, released_json};
 pub use restart::{complaint, summary, summary_json};

@@ -24,7 +24,7 @@ mod pairs;
 mod served;
 mod socket;
 
-pub use backend::{Backend, Taken, take, take_of};
+pub use backend::{Backend, Taken, take, take_if_any, take_of};
 pub use connections::{Connection, Found, HalfOpen, Lister};
 pub use destroy::{Destroyer, can_destroy};
 pub use listener::{Listener, listeners_on, places, reached};

@@ -101,6 +101,7 @@ pub fn detach(folder: &Path) -> Result<()> {
     pins::remove(&folder)
 }
 
+/// Detaches what a link's pin attaches, if there is one, and removes it.
 fn detach_one(path: &Path) -> Result<()> {
     if let Ok(link) = sys::open_pin(path) {
         // An error means that what it was attached to is gone.

@@ -10,34 +10,19 @@ use std::time::Instant;
 
 use common::{
     Connected, Dial, ENDPOINT, Ended, LIMIT, MS, PORT, assert_complaint, assert_refusal, connect,
-    connect_many, dial, error_at, gate, listen, listen_at, public_gate, up, wait_until,
-    wait_until_held,
+    connect_many, dial, error_at, gate, listen, listen_at, public_gate, run_gate, start_gate, up,
+    wait_until, wait_until_held,
 };
 use gate_tests::exe;
 use gate_tests::require::{Feature, has};
-use gate_tests::topology::{
-    CLIENT_V4, INTERFACE, Output, Process, SERVER_V4, Side, Topology, server_v4, server_v6,
-};
+use gate_tests::topology::{CLIENT_V4, INTERFACE, SERVER_V4, Side, Topology, server_v4, server_v6};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-
-/// Starts `gate` on a side.
-#[track_caller]
-fn start(topology: &Topology, side: Side, args: &[&str]) -> Process {
-    let mut command = Command::new(exe::gate().unwrap());
-    topology.spawn(side, command.args(args)).unwrap()
-}
-
-/// Runs `gate` on a side.
-#[track_caller]
-fn run(topology: &Topology, side: Side, args: &[&str]) -> Output {
-    start(topology, side, args).wait(LIMIT).unwrap()
-}
 
 /// Who is connected, by a drain that doesn't wait.
 #[track_caller]
 fn left(topology: &Topology, side: Side, endpoint: &str) -> Vec<Value> {
-    let output = run(
+    let output = run_gate(
         topology,
         side,
         &["drain", endpoint, "--timeout", "1ms", "--json"],
@@ -125,7 +110,7 @@ fn it_waits_until_the_last_connection_ends() {
         let other = SocketAddr::new(target.ip(), PORT + 1);
         let _other = connect(&topology, from, other, &near);
         let mut connected = connect_many(&topology, from, target, &listener, 3);
-        let drain = start(&topology, at, &["drain", endpoint]);
+        let drain = start_gate(&topology, at, &["drain", endpoint]);
         wait_until("it waits", || drain.stderr().unwrap().contains("waiting"));
         let stderr = drain.stderr().unwrap();
         assert!(
@@ -223,7 +208,7 @@ fn an_attempt_that_a_gate_holds_does_not_count() {
     gate(&topology, &["hold", ENDPOINT]);
     let client = dial(&topology, Side::Server, Dial::to(server_v4(PORT)));
     wait_until_held(&topology, ENDPOINT, 1);
-    let output = run(&topology, Side::Server, &["drain", ENDPOINT]);
+    let output = run_gate(&topology, Side::Server, &["drain", ENDPOINT]);
     assert_eq!((output.code(), &*output.stderr), (0, ""), "{output}");
     gate(&topology, &["open", ENDPOINT]);
     assert_eq!(client.finish(), Ended::Connected);
@@ -235,7 +220,7 @@ fn a_half_open_request_is_waited_for() {
     let topology = Topology::new().unwrap();
     let listener = listen(&topology, server_v4(PORT));
     let client = common::half_open(&topology, server_v4(PORT));
-    let output = run(
+    let output = run_gate(
         &topology,
         Side::Server,
         &["drain", ENDPOINT, "--timeout", "300ms", "--json"],
@@ -267,7 +252,7 @@ fn who_holds_on_is_told_with_state_idle_time_and_process() {
     });
     let begin = Instant::now();
     let args = ["drain", ENDPOINT, "--timeout", "200ms"];
-    let output = run(&topology, Side::Server, &args);
+    let output = run_gate(&topology, Side::Server, &args);
     assert!(begin.elapsed() >= 200 * MS, "{output}");
     assert_eq!(output.code(), 3, "{output}");
     assert_complaint(
@@ -308,7 +293,7 @@ fn a_long_list_is_cut_in_words_and_whole_in_json() {
     let topology = Topology::new().unwrap();
     let listener = listen(&topology, server_v4(PORT));
     let _connected = connect_many(&topology, Side::Client, server_v4(PORT), &listener, 27);
-    let output = run(
+    let output = run_gate(
         &topology,
         Side::Server,
         &["drain", ENDPOINT, "--timeout", "1ms"],
@@ -349,7 +334,7 @@ fn a_signal_ends_it_at_once_with_the_report() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         for then in ["leave", "flush"] {
             let args = ["drain", ENDPOINT, "--timeout", "1h", "--then", then];
-            let drain = start(&topology, Side::Server, &args);
+            let drain = start_gate(&topology, Side::Server, &args);
             wait_until("it waits", || drain.stderr().unwrap().contains("waiting"));
             drain.signal(signal).unwrap();
             let output = drain.wait(LIMIT).unwrap();
@@ -370,7 +355,7 @@ fn what_is_left_is_flushed_where_that_is_asked_for() {
     let listener = listen(&topology, server_v4(PORT));
     let connected = connect_many(&topology, Side::Client, server_v4(PORT), &listener, 2);
     let args = ["drain", ENDPOINT, "--timeout", "100ms", "--then", "flush"];
-    let output = run(&topology, Side::Server, &args);
+    let output = run_gate(&topology, Side::Server, &args);
     assert_eq!(output.code(), 0, "{output}");
     for word in ["2 connections left", "2 connections reset"] {
         assert!(output.stdout.contains(word), "no {word} in {output}");
@@ -378,7 +363,7 @@ fn what_is_left_is_flushed_where_that_is_asked_for() {
     for one in &connected {
         assert_eq!(error_at(&one.client), Some(libc::ECONNRESET));
     }
-    let again = run(&topology, Side::Server, &args);
+    let again = run_gate(&topology, Side::Server, &args);
     assert!(
         again
             .stdout
@@ -406,7 +391,7 @@ fn a_name_stands_for_all_of_its_endpoints() {
     assert_eq!(left(&topology, Side::Server, "web").len(), 2);
     // Held, it has nothing to note.
     gate(&topology, &["hold", "web"]);
-    let output = run(
+    let output = run_gate(
         &topology,
         Side::Server,
         &["drain", "web", "--timeout", "1ms"],
@@ -414,7 +399,7 @@ fn a_name_stands_for_all_of_its_endpoints() {
     assert!(!output.stderr.contains("is open"), "{output}");
     // No endpoint is told of twice.
     let twice = ["drain", "web", &one.to_string(), "--timeout", "1ms"];
-    let output = run(&topology, Side::Server, &twice);
+    let output = run_gate(&topology, Side::Server, &twice);
     assert!(output.stdout.contains("2 connections left"), "{output}");
 }
 
@@ -422,9 +407,9 @@ fn a_name_stands_for_all_of_its_endpoints() {
 fn a_gate_that_does_not_exist_is_refused() {
     for topology in [Topology::new().unwrap(), up()] {
         for verb in ["drain", "flush"] {
-            let output = run(&topology, Side::Server, &[verb, "web"]);
+            let output = run_gate(&topology, Side::Server, &[verb, "web"]);
             assert_refusal(&output, 3, &["no gate web", "gate define web"]);
-            let output = run(&topology, Side::Server, &[verb, "10.0.0.5"]);
+            let output = run_gate(&topology, Side::Server, &[verb, "10.0.0.5"]);
             assert_refusal(&output, 2, &["10.0.0.5", "port"]);
         }
     }

@@ -9,12 +9,12 @@ use std::process::Command;
 
 use common::{
     ENDPOINT, Ended, LIMIT, PORT, assert_complaint, assert_refusal, gate, half_open,
-    let_half_open_through, shell, wait_until,
+    let_half_open_through, run_gate, shell, start_gate, wait_until,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
 use gate_tests::listener;
-use gate_tests::topology::{Output, Process, Side, Topology, server_v4};
+use gate_tests::topology::{Process, Side, Topology, server_v4};
 use gate_userspace::drain::{Watch, Whose};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -59,22 +59,11 @@ fn connect(topology: &Topology, from: Side, target: &str, backend: &str) -> TcpS
     stream
 }
 
-#[track_caller]
-fn start(topology: &Topology, side: Side, args: &[&str]) -> Process {
-    let mut command = Command::new(exe::gate().unwrap());
-    topology.spawn(side, command.args(args)).unwrap()
-}
-
-#[track_caller]
-fn run(topology: &Topology, side: Side, args: &[&str]) -> Output {
-    start(topology, side, args).wait(LIMIT).unwrap()
-}
-
 /// How many connections a drain with these arguments finds.
 #[track_caller]
 fn left(topology: &Topology, side: Side, args: &[&str]) -> u64 {
     let args = [&["drain", "--timeout", "1ms", "--json"], args].concat();
-    let output = run(topology, side, &args);
+    let output = run_gate(topology, side, &args);
     let fields: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
     assert!(fields["left"].is_u64(), "{output}");
     let left = fields["left"].as_u64().unwrap();
@@ -109,7 +98,7 @@ fn it_waits_for_the_old_backend_while_the_new_one_has_connections() {
         assert_eq!((of(&topology, address), of(&topology, to)), (2, 1));
         // Whoever has them.
         assert_eq!(left(&topology, Side::Server, &[ENDPOINT]), 3);
-        let drain = start(&topology, Side::Server, &["drain", "--backend", address]);
+        let drain = start_gate(&topology, Side::Server, &["drain", "--backend", address]);
         wait_until("it waits", || drain.stderr().unwrap().contains("waiting"));
         let stderr = drain.stderr().unwrap();
         assert!(stderr.contains("2 connections to end"), "{stderr}");
@@ -171,14 +160,14 @@ fn a_flush_at_the_end_resets_only_the_backends_own() {
     gate(&topology, &["handover", ENDPOINT, "--to", A]);
     let mut of_a = connect(&topology, Side::Client, ENDPOINT, "a");
     let args = ["drain", "--backend", A, "--timeout", "50ms"];
-    let output = run(&topology, Side::Server, &args);
+    let output = run_gate(&topology, Side::Server, &args);
     assert_eq!(output.code(), 3, "{output}");
     let words = ["1 connection to 127.0.0.1:8081", "`--then flush`"];
     assert_complaint(&output, &words);
     assert!(!output.stderr.contains("`gate flush`"), "{output}");
     let note = format!("{ENDPOINT} still gives it new connections");
     assert!(output.stderr.contains(&note), "{output}");
-    let output = run(
+    let output = run_gate(
         &topology,
         Side::Server,
         &[&args[..], &["--then", "flush", "--json"]].concat(),
@@ -242,7 +231,7 @@ fn without_a_handover_it_is_a_drain_of_the_address() {
     let by_gate = ["--backend", "10.0.0.5:8082", "web"];
     assert_eq!(left(&topology, Side::Server, &by_gate), 2);
     drop((one, other));
-    let drained = run(
+    let drained = run_gate(
         &topology,
         Side::Server,
         &["drain", "--backend", "10.0.0.5:8082"],
@@ -253,7 +242,7 @@ fn without_a_handover_it_is_a_drain_of_the_address() {
 #[test]
 fn what_it_can_not_tell_is_refused() {
     let topology = Topology::new().unwrap();
-    let run = |args: &[&str]| run(&topology, Side::Server, args);
+    let run = |args: &[&str]| run_gate(&topology, Side::Server, args);
     assert_eq!(run(&["drain"]).code(), 2);
     assert_eq!(run(&["drain", "--backend", "8082"]).code(), 2);
     let unknown = run(&["drain", "--backend", B, "web"]);

@@ -86,7 +86,7 @@ impl Tables for Kernel {
         // SAFETY: splits never change, and one is removed a grace period after the last word that
         // named it.
         let split = unsafe { SPLITS.get(id) }?;
-        if split.hook != hook as u32 {
+        if !split.is_by(hook) {
             return None;
         }
         // SAFETY: the helper has no preconditions.

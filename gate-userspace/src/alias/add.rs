@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::slice;
 
-use super::{Kind, StatusPort, bring_back, enter, is_handed_over, listener, tidy, withdraw};
+use super::{Kind, StatusPort, bring_back, withdraw};
 use crate::endpoint::Endpoint;
 use crate::error::{AliasError, BackendError, Error, Result};
 use crate::gates::{self, Gate, Target};
@@ -11,7 +11,7 @@ use crate::pins::{Lock, Pins};
 use crate::sockets::{self, Listener};
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
-use crate::{clock, datapath, reach, steering};
+use crate::{clock, datapath, handover, reach, steering};
 
 /// A status port as it is asked for.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ fn add_locked(pins: &Pins, lock: &Lock, wanted: &Wanted) -> Result<Added> {
         check_use(wanted)?;
     }
     let backend = match port.kind {
-        Kind::Alias => listener(of)?,
+        Kind::Alias => sockets::take_if_any(of)?,
         Kind::Existing => None,
     };
     if port.kind == Kind::Alias && backend.is_none() && !has_other_backend(pins, own.as_ref())? {
@@ -117,7 +117,7 @@ fn add_locked(pins: &Pins, lock: &Lock, wanted: &Wanted) -> Result<Added> {
         withdraw(&mut handovers, lock, &mut tables, (gate.id, known))?;
     }
     if port.kind == Kind::Alias {
-        enter(&mut handovers, lock, of, backend.as_ref())?;
+        handovers.enter(lock, of.into(), backend.as_slice())?;
     }
     // The sockets are let go of: as long as this process has them, their port is in use.
     drop(backend);
@@ -126,7 +126,7 @@ fn add_locked(pins: &Pins, lock: &Lock, wanted: &Wanted) -> Result<Added> {
         false => make(&mut handovers, lock, &mut tables, (&gate, port))?,
     }
     // What answered before may have no alias any more.
-    tidy(pins, lock, &tables, &mut handovers)?;
+    handover::clear_up(pins, lock, &tables, &mut handovers)?;
     let gate = gates::find(pins, &tables, targets)?.into_iter().next();
     Ok(Added {
         gate: gate.ok_or(Error::NotUp)?,
@@ -161,7 +161,7 @@ fn make(
 
 fn has_other_backend(pins: &Pins, gate: Option<&Gate>) -> Result<bool> {
     match (Handovers::open(pins)?, gate) {
-        (Some(handovers), Some(gate)) => is_handed_over(&handovers, gate.id),
+        (Some(handovers), Some(gate)) => handover::has_backend(&handovers, gate.id),
         _ => Ok(false),
     }
 }
@@ -322,7 +322,7 @@ pub fn remove(pins: &Pins, target: &Target, at: Endpoint) -> Result<Removed> {
     if let (Some(known), Some(mut handovers)) = (known, Handovers::open(pins)?) {
         withdraw(&mut handovers, &lock, &mut tables, known)?;
         handovers.forget_alias(&lock, at.into())?;
-        tidy(pins, &lock, &tables, &mut handovers)?;
+        handover::clear_up(pins, &lock, &tables, &mut handovers)?;
     }
     Ok(Removed {
         gate: target.to_string(),

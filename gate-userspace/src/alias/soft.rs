@@ -1,14 +1,14 @@
 //! Takes a service out of a balancer's rotation by its status ports, and back.
 
 use super::{
-    AliasError, Gate, Kind, StatusPort, Target, add::nothing_listens, bring_back, enter,
-    is_handed_over, listener, withdraw,
+    AliasError, Gate, Kind, StatusPort, Target, add::nothing_listens, bring_back, withdraw,
 };
 use crate::clock;
 use crate::error::Result;
 use crate::gates;
+use crate::handover;
 use crate::pins::{Lock, Pins};
-use crate::sockets::Backend;
+use crate::sockets::{self, Backend};
 use crate::steering;
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
@@ -55,11 +55,11 @@ pub fn soft_start(pins: &Pins, targets: &[Target]) -> Result<Softened> {
     let mut found: Vec<(&Gate, StatusPort, Option<Backend>)> = Vec::new();
     for (gate, port) in ports(&gates) {
         let backend = match port.kind {
-            Kind::Alias => listener(port.of)?,
+            Kind::Alias => sockets::take_if_any(port.of)?,
             Kind::Existing => None,
         };
         let answers = backend.is_some() || port.kind == Kind::Existing;
-        if !answers && !is_handed_over(&handovers, gate.id)? {
+        if !answers && !handover::has_backend(&handovers, gate.id)? {
             return Err(nothing_listens(port.of)?);
         }
         found.push((gate, port, backend));
@@ -67,7 +67,7 @@ pub fn soft_start(pins: &Pins, targets: &[Target]) -> Result<Softened> {
     steering::attach_lookup(pins, &lock)?;
     for (gate, port, backend) in found {
         if port.kind == Kind::Alias {
-            enter(&mut handovers, &lock, port.of, backend.as_ref())?;
+            handovers.enter(&lock, port.of.into(), backend.as_slice())?;
         }
         bring_back(&mut handovers, &lock, &mut tables, (gate.id, port))?;
     }

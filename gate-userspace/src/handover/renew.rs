@@ -1,15 +1,14 @@
 //! Backends that came back: their listening sockets are others than those that were handed to.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd as _;
 
 use gate_common::flow::{EndpointKey, GateId};
-use gate_common::handover::{Share, Steered};
+use gate_common::handover::{Share, Split, Steered};
 
 use crate::endpoint::Endpoint;
-use crate::error::{BackendError, Error, Result};
+use crate::error::Result;
 use crate::pins::{Lock, Pins};
-use crate::sockets::{self, Backend};
+use crate::sockets;
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
 
@@ -27,18 +26,30 @@ pub fn takers(
     let (Some(handovers), Some(gate)) = (handovers, tables.gate_of(endpoint)?) else {
         return Ok(own);
     };
-    let shares = shares(handovers, gate)?;
-    if shares.is_empty() {
+    let Some(split) = split(handovers, gate)? else {
         return Ok(own);
-    }
+    };
     let mut takers = BTreeSet::new();
-    for share in shares {
-        match share.flags & Share::OWN {
-            0 => takers.extend(addresses(&share)),
-            _ => drop(takers.insert(endpoint)),
+    for share in split.used() {
+        match share.is_own() {
+            true => drop(takers.insert(endpoint)),
+            false => takers.extend(addresses(share)),
         }
     }
     Ok(takers)
+}
+
+/// Whether some backend of a gate is known by a socket that listens.
+///
+/// # Errors
+/// Those of the maps.
+pub fn has_backend(handovers: &Handovers, gate: GateId) -> Result<bool> {
+    for share in backends(handovers, gate)? {
+        if handovers.listening(share.backend)? > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether some backend of these gates is known by no socket that still listens.
@@ -73,44 +84,26 @@ pub fn renew(pins: &Pins, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<Vec<E
             }
             let mut taken = Vec::new();
             for at in addresses(&share) {
-                match take(at)? {
+                match sockets::take_if_any(at)? {
                     Some(backend) => taken.push(backend),
                     None => silent.push(at),
                 }
             }
-            let sockets = taken.iter().flat_map(|backend| &backend.sockets);
-            let sockets: Vec<_> = sockets
-                .map(|taken| (taken.socket.endpoint().into(), taken.fd.as_fd()))
-                .collect();
-            handovers.enter(lock, share.backend, sockets.into_iter())?;
+            handovers.enter(lock, share.backend, &taken)?;
         }
     }
     Ok(silent)
 }
 
-/// What listens there; none where nothing does.
-fn take(at: Endpoint) -> Result<Option<Backend>> {
-    match sockets::take(at, None) {
-        Ok(backend) => Ok(Some(backend)),
-        Err(Error::Backend(BackendError::NothingListens { .. } | BackendError::OnlyUdp { .. })) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The shares of a gate that is handed over by the look-up of listeners.
-fn shares(handovers: &Handovers, gate: GateId) -> Result<Vec<Share>> {
+/// The split of a gate that is handed over by the look-up of listeners.
+fn split(handovers: &Handovers, gate: GateId) -> Result<Option<Split>> {
     let split = handovers.split(gate)?;
-    let split = split.filter(|split| split.hook == Steered::Lookup as u32);
-    let shares = split.into_iter().flat_map(|split| split.shares);
-    Ok(shares.filter(|share| share.limit > 0).collect())
+    Ok(split.filter(|split| split.is_by(Steered::Lookup)))
 }
 
 fn backends(handovers: &Handovers, gate: GateId) -> Result<Vec<Share>> {
-    let mut shares = shares(handovers, gate)?;
-    shares.retain(|share| share.flags & Share::OWN == 0);
-    Ok(shares)
+    let split = split(handovers, gate)?;
+    Ok(split.iter().flat_map(Split::others).copied().collect())
 }
 
 /// All addresses of a share's backend.

@@ -38,9 +38,9 @@ pub fn status(handovers: &Handovers, gate: GateId) -> Result<Option<HandoverStat
     let Some(split) = handovers.split(gate)? else {
         return Ok(None);
     };
-    let hook = match split.hook {
-        hook if hook == Steered::Connect as u32 => Steered::Connect,
-        _ => Steered::Lookup,
+    let hook = match split.is_by(Steered::Connect) {
+        true => Steered::Connect,
+        false => Steered::Lookup,
     };
     let mut to = Vec::new();
     for (backend, weight, is_own) in portions(&split) {

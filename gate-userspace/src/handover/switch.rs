@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use gate_common::flow::EndpointKey;
-use gate_common::handover::{Alias, MAX_SOCKETS, Share, Split, Steered};
+use gate_common::handover::{Alias, Share, Split, Steered};
 use gate_common::state::Effective;
 
 use super::renew::addresses;
@@ -133,7 +132,6 @@ fn prepare(
                     also: portion.also,
                     weight: portion.weight,
                     flags: Share::OWN,
-                    sockets: 0,
                 },
                 sockets: Vec::new(),
             });
@@ -149,7 +147,7 @@ fn prepare(
         });
     }
     check_loop(target, endpoints, &ready)?;
-    for it in ready.iter().filter(|it| it.share.flags & Share::OWN == 0) {
+    for it in ready.iter().filter(|it| !it.share.is_own()) {
         for endpoint in endpoints {
             check_family(hook, it, *endpoint, target)?;
         }
@@ -158,14 +156,12 @@ fn prepare(
 }
 
 fn with_sockets(portion: &Portion, sockets: Vec<Backend>) -> Ready {
-    let count: usize = sockets.iter().map(|it| it.sockets.len()).sum();
     Ready {
         share: Weighed {
             backend: portion.at,
             also: portion.also,
             weight: portion.weight,
             flags: 0,
-            sockets: u32::try_from(count).map_or(MAX_SOCKETS, |count| count.min(MAX_SOCKETS)),
         },
         sockets,
     }
@@ -193,7 +189,6 @@ fn remote(portion: &Portion) -> Result<Ready> {
             also: None,
             weight: portion.weight,
             flags,
-            sockets: 0,
         },
         sockets: Vec::new(),
     })
@@ -235,7 +230,7 @@ fn check_loop(target: &Target, endpoints: &[Endpoint], ready: &[Ready]) -> Resul
     };
     let mut weighty = ready.iter().filter(|it| it.share.weight > 0);
     if let Some(first) = ready.first()
-        && weighty.all(|it| it.share.flags & Share::OWN != 0)
+        && weighty.all(|it| it.share.is_own())
     {
         return looped(first.share.backend);
     }
@@ -330,12 +325,8 @@ fn switch(
     let mut handovers = steering::maps(pins)?;
     let before = handovers.split(gate.id)?;
     for it in ready {
-        let sockets = it.sockets.iter().flat_map(|backend| &backend.sockets);
-        let sockets: Vec<_> = sockets
-            .map(|taken| (taken.socket.endpoint().into(), taken.fd.as_fd()))
-            .collect();
-        if !sockets.is_empty() {
-            handovers.enter(lock, it.share.backend.into(), sockets.into_iter())?;
+        if !it.sockets.is_empty() {
+            handovers.enter(lock, it.share.backend.into(), &it.sockets)?;
         }
     }
     let shares: Vec<Weighed> = ready.iter().map(|it| it.share).collect();
@@ -367,8 +358,7 @@ fn switch(
 
 /// Clears up after a switch, which is done whatever becomes of that; what to tell the operator.
 fn tidy(pins: &Pins, lock: &Lock, tables: &Tables, handovers: &mut Handovers) -> Vec<String> {
-    let forgotten = forget_unused(pins, lock, tables, handovers);
-    let tidied = forgotten.and_then(|()| steering::detach_if_idle(pins, lock));
+    let tidied = clear_up(pins, lock, tables, handovers);
     let note = |error: Error| format!("what is no longer needed could not be cleared: {error}");
     tidied.err().map(note).into_iter().collect()
 }
@@ -385,9 +375,9 @@ fn left(gate: &Gate, before: Option<&Split>, now: &[Part]) -> Vec<Endpoint> {
         return own();
     };
     let mut left = BTreeSet::new();
-    for share in before.shares.iter().filter(|share| share.limit > 0) {
+    for share in before.used() {
         let backend = Endpoint::from(share.backend);
-        if share.flags & Share::OWN != 0 {
+        if share.is_own() {
             left.extend(own());
         } else if !now.iter().any(|part| part.backend == backend) {
             // Connections are marked with the address that took them, so both count.
@@ -429,7 +419,7 @@ pub fn back(pins: &Pins, target: &Target) -> Result<Handed> {
     if let (Some(mut handovers), Some(before)) = (handovers, &before) {
         handovers.switch(&lock, gate.id, None)?;
         notes = tidy(pins, &lock, &tables, &mut handovers);
-        if before.hook == Steered::Lookup as u32 {
+        if before.is_by(Steered::Lookup) {
             notes.extend(silent(&gate).unwrap_or_default());
         }
     }
@@ -453,8 +443,9 @@ fn silent(gate: &Gate) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Forgets the sockets of backends that no gate and no alias leads to any more.
-pub(crate) fn forget_unused(
+/// Forgets the sockets of backends that no gate and no alias leads to any more, and detaches what none
+/// needs.
+pub(crate) fn clear_up(
     pins: &Pins,
     lock: &Lock,
     tables: &Tables,
@@ -468,5 +459,6 @@ pub(crate) fn forget_unused(
     }
     let of_alias = |(_, alias): (EndpointKey, Alias)| Endpoint::from(alias.of);
     used.extend(handovers.aliases()?.into_iter().map(of_alias));
-    handovers.keep(lock, &used)
+    handovers.keep(lock, &used)?;
+    steering::detach_if_idle(pins, lock)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{connections, list, millis, span, texts};
+use crate::endpoint::Endpoint;
 use crate::handover::{Finished, Handed, Part, hook_name};
 
 /// The lines of `gate handover`.
@@ -24,27 +25,44 @@ pub fn handed(handed: &Handed) -> String {
     lines
 }
 
+fn parts(parts: &[Part]) -> String {
+    let process = |part: &Part| {
+        let process = part.process.as_ref()?;
+        Some(format!("{}, pid {}", process.name, process.id))
+    };
+    let given = parts.iter().map(|part| Given {
+        backend: part.backend,
+        weight: part.weight,
+        is_own: part.is_own,
+        more: process(part),
+    });
+    to_whom(&given.collect::<Vec<_>>())
+}
+
+/// One that gets a part of the new connections.
+pub(super) struct Given {
+    pub backend: Endpoint,
+    pub weight: u32,
+    pub is_own: bool,
+    pub more: Option<String>,
+}
+
 /// The backends with their parts: `127.0.0.1:8082 (9 in 10, nginx, pid 12)`.
-#[must_use]
-pub fn parts(parts: &[Part]) -> String {
-    let total: u32 = parts.iter().map(|part| part.weight).sum();
-    let words = |part: &Part| {
-        let mut about = Vec::new();
-        if parts.len() > 1 {
-            about.push(format!("{} in {total}", part.weight));
-        }
-        if part.is_own {
-            about.push("its own listener".to_owned());
-        }
-        if let Some(process) = &part.process {
-            about.push(format!("{}, pid {}", process.name, process.id));
-        }
+pub(super) fn to_whom(all: &[Given]) -> String {
+    let total: u32 = all.iter().map(|it| it.weight).sum();
+    let words = |given: &Given| {
+        let part = (all.len() > 1).then(|| format!("{} in {total}", given.weight));
+        let own = given.is_own.then(|| "its own listener".to_owned());
+        let about: Vec<String> = [part, own, given.more.clone()]
+            .into_iter()
+            .flatten()
+            .collect();
         match about.is_empty() {
-            true => part.backend.to_string(),
-            false => format!("{} ({})", part.backend, about.join(", ")),
+            true => given.backend.to_string(),
+            false => format!("{} ({})", given.backend, about.join(", ")),
         }
     };
-    let words: Vec<String> = parts.iter().map(words).collect();
+    let words: Vec<String> = all.iter().map(words).collect();
     words.join(" and ")
 }
 

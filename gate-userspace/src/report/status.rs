@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::alias::{status_port, status_ports_json};
 use super::attach::{hooks_json, hooks_text};
+use super::handover::{Given, to_whom};
 use super::{list, millis, span, table, texts};
 use crate::attach::{Attachment, By};
 use crate::endpoint::Endpoint;
-use crate::handover::{HandoverStatus, ToStatus, hook_name};
+use crate::handover::{HandoverStatus, hook_name};
 use crate::hooks::Hook;
 use crate::status::{GateStatus, GuardStatus, Status};
 
@@ -70,29 +71,15 @@ fn allowed(gate: &GateStatus) -> Option<String> {
 /// Who gets new connections instead of the gate's own listener.
 fn handed(gate: &GateStatus) -> Option<String> {
     let handover = gate.handover.as_ref()?;
-    let total: u32 = handover.to.iter().map(|to| to.weight).sum();
-    let words = |to: &ToStatus| {
-        let mut about = Vec::new();
-        if handover.to.len() > 1 {
-            about.push(format!("{} in {total}", to.weight));
-        }
-        if to.is_own {
-            about.push("its own listener".to_owned());
-        }
-        if to.listening == Some(0) {
-            about.push("nothing listens there, so they go to its own listener".to_owned());
-        }
-        match about.is_empty() {
-            true => to.backend.to_string(),
-            false => format!("{} ({})", to.backend, about.join(", ")),
-        }
-    };
-    let to: Vec<String> = handover.to.iter().map(words).collect();
-    let name = &gate.gate;
-    Some(format!(
-        "{name}: new connections go to {}\n",
-        to.join(" and ")
-    ))
+    let silent = "nothing listens there, so they go to its own listener";
+    let given = handover.to.iter().map(|to| Given {
+        backend: to.backend,
+        weight: to.weight,
+        is_own: to.is_own,
+        more: (to.listening == Some(0)).then(|| silent.to_owned()),
+    });
+    let to = to_whom(&given.collect::<Vec<_>>());
+    Some(format!("{}: new connections go to {to}\n", gate.gate))
 }
 
 /// By which other addresses it answers.

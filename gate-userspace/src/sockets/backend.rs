@@ -60,6 +60,20 @@ pub fn take(address: Endpoint, pid: Option<u32>) -> Result<Backend> {
     try_take(address, pid)
 }
 
+/// As [`take`]; none where nothing listens.
+///
+/// # Errors
+/// As [`take`], but for that.
+pub fn take_if_any(address: Endpoint) -> Result<Option<Backend>> {
+    match take(address, None) {
+        Ok(backend) => Ok(Some(backend)),
+        Err(Error::Backend(BackendError::NothingListens { .. } | BackendError::OnlyUdp { .. })) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes the sockets that a process listens with, where all of them are at one address.
 ///
 /// # Errors

@@ -278,13 +278,6 @@ mod tests {
         text.parse().expect("an endpoint")
     }
 
-    fn socket(local: &str, peer: &str, cookie: u8, idle: u64) -> Socket {
-        let mut socket = Socket::example(local, peer, None);
-        socket.name.id.cookie = [cookie; 8];
-        socket.idle = Some(Duration::from_millis(idle));
-        socket
-    }
-
     const BACKEND: &str = "10.0.0.5:80";
     const CLIENT: &str = "10.0.0.1:4000";
 
@@ -300,8 +293,8 @@ mod tests {
         ];
         for change in changes {
             for busy_backend in [true, false] {
-                let mut backend = socket(BACKEND, CLIENT, 1, 500);
-                let mut client = socket(CLIENT, BACKEND, 2, 500);
+                let mut backend = Socket::idle_example(BACKEND, CLIENT, 1, 500);
+                let mut client = Socket::idle_example(CLIENT, BACKEND, 2, 500);
                 change(match busy_backend {
                     true => &mut backend,
                     false => &mut client,

@@ -58,22 +58,24 @@ mod tests {
         text.parse().expect("an endpoint")
     }
 
-    fn socket(local: &str, peer: &str, cookie: u8, idle: u64) -> Socket {
-        let mut socket = Socket::example(local, peer, None);
-        socket.name.id.cookie = [cookie; 8];
-        socket.idle = Some(Duration::from_millis(idle));
-        socket
-    }
-
     const BACKEND: &str = "10.0.0.5:80";
     const CLIENT: &str = "10.0.0.1:4000";
 
     #[test]
     fn both_sockets_of_a_connection_are_one() {
         let mut pairs = Pairs::default();
-        pairs.add_backend(socket(BACKEND, CLIENT, 1, 500), endpoint(BACKEND));
-        pairs.add_client(socket(CLIENT, BACKEND, 2, 20), endpoint(BACKEND));
-        pairs.add_client(socket("10.0.0.1:4001", BACKEND, 3, 7), endpoint(BACKEND));
+        pairs.add_backend(
+            Socket::idle_example(BACKEND, CLIENT, 1, 500),
+            endpoint(BACKEND),
+        );
+        pairs.add_client(
+            Socket::idle_example(CLIENT, BACKEND, 2, 20),
+            endpoint(BACKEND),
+        );
+        pairs.add_client(
+            Socket::idle_example("10.0.0.1:4001", BACKEND, 3, 7),
+            endpoint(BACKEND),
+        );
         let [both, one] = &pairs.found[..] else {
             panic!("{:?}", pairs.found)
         };
@@ -89,10 +91,10 @@ mod tests {
     fn a_wildcard_takes_clients_only_of_a_backend_that_is_here() {
         let mut pairs = Pairs::default();
         let any = endpoint("*:80");
-        pairs.add_client(socket(CLIENT, "10.0.0.9:80", 1, 0), any);
+        pairs.add_client(Socket::idle_example(CLIENT, "10.0.0.9:80", 1, 0), any);
         assert_eq!(pairs.found, []);
-        pairs.add_backend(socket(BACKEND, CLIENT, 1, 0), any);
-        pairs.add_client(socket(CLIENT, BACKEND, 2, 0), any);
+        pairs.add_backend(Socket::idle_example(BACKEND, CLIENT, 1, 0), any);
+        pairs.add_client(Socket::idle_example(CLIENT, BACKEND, 2, 0), any);
         assert_eq!(pairs.found.len(), 1);
         assert!(pairs.found[0].client.is_some());
     }
@@ -100,8 +102,14 @@ mod tests {
     #[test]
     fn a_connection_to_itself_has_one_socket() {
         let mut pairs = Pairs::default();
-        pairs.add_backend(socket(BACKEND, BACKEND, 1, 0), endpoint(BACKEND));
-        pairs.add_client(socket(BACKEND, BACKEND, 1, 0), endpoint(BACKEND));
+        pairs.add_backend(
+            Socket::idle_example(BACKEND, BACKEND, 1, 0),
+            endpoint(BACKEND),
+        );
+        pairs.add_client(
+            Socket::idle_example(BACKEND, BACKEND, 1, 0),
+            endpoint(BACKEND),
+        );
         assert_eq!(pairs.found.len(), 1);
         assert_eq!(pairs.found[0].sockets().count(), 1);
     }
@@ -111,7 +119,10 @@ mod tests {
         // In two VRFs, say.
         let mut pairs = Pairs::default();
         for cookie in [1, 2] {
-            pairs.add_client(socket(CLIENT, BACKEND, cookie, 0), endpoint(BACKEND));
+            pairs.add_client(
+                Socket::idle_example(CLIENT, BACKEND, cookie, 0),
+                endpoint(BACKEND),
+            );
         }
         assert_eq!(pairs.found.len(), 2);
     }

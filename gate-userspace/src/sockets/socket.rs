@@ -145,6 +145,15 @@ impl Socket {
         }
     }
 
+    /// As [`example`](Self::example), with a cookie, and idle for some milliseconds.
+    #[cfg(test)]
+    pub(super) fn idle_example(local: &str, peer: &str, cookie: u8, idle: u64) -> Self {
+        let mut socket = Self::example(local, peer, None);
+        socket.name.id.cookie = [cookie; 8];
+        socket.idle = Some(Duration::from_millis(idle));
+        socket
+    }
+
     /// Whether a process, or an accept queue, still has it. A socket that was closed goes on in
     /// FIN_WAIT until the peer has all of it: that is the kernel's own affair, and outlives the
     /// process. One that was only shut down for writing can still be read, and is open. In CLOSING

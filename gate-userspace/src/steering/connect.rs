@@ -8,6 +8,7 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_INET6_GETPEERNAME,
 };
 
+use super::detach_one;
 use crate::cgroups::Cgroup;
 use crate::error::{Error, Result};
 use crate::features;
@@ -76,7 +77,7 @@ pub fn attach_connect(pins: &Pins, lock: &Lock, cgroup: Option<&Path>) -> Result
     let mut links = Vec::new();
     for (name, program, kind) in LINKS {
         // Of a process that died on the way, or of a cgroup that is gone.
-        detach(&pin(pins, name))?;
+        detach_one(&pin(pins, name))?;
         links.push((name, attach(&mut steering, program, &cgroup, kind)?));
     }
     pins::make_folder(&pins.steering())?;
@@ -88,7 +89,7 @@ pub fn attach_connect(pins: &Pins, lock: &Lock, cgroup: Option<&Path>) -> Result
     if pinned.is_err() {
         for (name, _) in links {
             // The first failure counts.
-            let _second = detach(&pin(pins, name));
+            let _second = detach_one(&pin(pins, name));
         }
     }
     pinned
@@ -116,13 +117,4 @@ fn require() -> Result<()> {
             since: "5.14",
         }),
     }
-}
-
-/// Detaches what a link's pin attaches, if there is one, and removes it.
-fn detach(path: &Path) -> Result<()> {
-    if let Ok(link) = sys::open_pin(path) {
-        // An error means that what it was attached to is gone.
-        let _gone = sys::detach_link(link.as_fd());
-    }
-    pins::remove(path)
 }

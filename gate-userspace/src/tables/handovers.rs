@@ -11,6 +11,7 @@ use super::{is_full, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
+use crate::sockets::Backend;
 use crate::sys;
 
 /// The pinned maps.
@@ -104,29 +105,33 @@ impl Handovers {
             .map_err(Error::aya(format!("store the handover of gate {}", gate.0)))
     }
 
-    /// Enters a backend's listening sockets, each with where it is bound, instead of those that it
-    /// was known by. Connections that they accept from now on are marked as theirs.
+    /// Enters the listening sockets of a backend, taken wherever it listens, instead of those that it
+    /// was known by. Connections that they accept from now on are marked with where they are bound.
     ///
     /// # Errors
     /// Those of the maps.
-    pub fn enter<'a>(
-        &mut self,
-        _lock: &Lock,
-        backend: EndpointKey,
-        sockets: impl ExactSizeIterator<Item = (EndpointKey, BorrowedFd<'a>)>,
-    ) -> Result<()> {
-        let count = sockets.len() as u32;
-        for (index, (bound, socket)) in (0..).zip(sockets) {
-            // All of a group get connections, whichever of them are entered.
+    pub fn enter(&mut self, _lock: &Lock, backend: EndpointKey, from: &[Backend]) -> Result<()> {
+        let all = || from.iter().flat_map(|it| &it.sockets);
+        // All of a group get connections, whichever of them are entered.
+        for taken in all() {
             self.served
-                .insert(&socket, bound, 0)
+                .insert(&taken.fd, EndpointKey::from(taken.socket.endpoint()), 0)
                 .map_err(Error::aya("mark a listening socket in SERVED"))?;
-            if index >= MAX_SOCKETS {
-                continue;
-            }
+        }
+        // One of each family in turn: neither is left out, however many the other has.
+        let of = |is_v6| all().filter(move |taken| taken.socket.is_v6 == is_v6);
+        let (mut v4, mut v6) = (of(false), of(true));
+        let pairs = std::iter::from_fn(|| match (v4.next(), v6.next()) {
+            (None, None) => None,
+            pair => Some([pair.0, pair.1]),
+        });
+        let entered = (0..MAX_SOCKETS).zip(pairs.flatten().flatten());
+        let mut count = 0;
+        for (index, taken) in entered {
             self.listeners
-                .insert(ListenerKey { backend, index }, socket.as_raw_fd(), 0)
+                .insert(ListenerKey { backend, index }, taken.fd.as_raw_fd(), 0)
                 .map_err(Error::aya("enter a listening socket into LISTENERS"))?;
+            count = index + 1;
         }
         for index in count..MAX_SOCKETS {
             self.leave(ListenerKey { backend, index })?;
@@ -201,7 +206,7 @@ impl Handovers {
         };
         for gate in self.handed()? {
             match self.split(gate)? {
-                Some(split) if split.hook == Steered::Lookup as u32 => needed.lookup = true,
+                Some(split) if split.is_by(Steered::Lookup) => needed.lookup = true,
                 Some(_) => needed.connect = true,
                 None => {}
             }

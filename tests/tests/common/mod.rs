@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use gate_common::abi::Counter;
 use gate_tests::exe;
-use gate_tests::topology::{INTERFACE, Output, Place, Side, Topology};
+use gate_tests::topology::{INTERFACE, Output, Place, Process, Side, Topology};
 use gate_userspace::attach::NO_TCX;
 use gate_userspace::gates::Target;
 use gate_userspace::interfaces;
@@ -63,6 +63,19 @@ pub fn gate<S: AsRef<OsStr>>(topology: &Topology, args: &[S]) -> Output {
     assert_eq!(output.code(), 0, "{output}");
     assert_eq!(output.stderr, "", "{output}");
     output
+}
+
+/// Starts `gate` on a side.
+#[track_caller]
+pub fn start_gate(topology: &Topology, side: Side, args: &[&str]) -> Process {
+    let mut command = Command::new(exe::gate().unwrap());
+    topology.spawn(side, command.args(args)).unwrap()
+}
+
+/// Runs `gate` on a side, however it ends.
+#[track_caller]
+pub fn run_gate(topology: &Topology, side: Side, args: &[&str]) -> Output {
+    start_gate(topology, side, args).wait(LIMIT).unwrap()
 }
 
 /// As [`gate`], as if the kernel had no TCX: it attaches by filters.
