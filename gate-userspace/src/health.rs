@@ -5,6 +5,7 @@ mod exec;
 mod http;
 mod insecure;
 mod pass;
+mod spec;
 mod tls;
 
 use std::io;
@@ -20,6 +21,7 @@ use crate::tables::Checks;
 use pass::Passes;
 
 pub use check::{Check, CheckSyntax, Statuses};
+pub use spec::{Spec, Verify};
 
 /// Why a check failed.
 #[derive(Debug, thiserror::Error)]

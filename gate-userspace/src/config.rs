@@ -1,0 +1,130 @@
+//! What the configuration says, read and checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::allow::Cidr;
+use crate::endpoint::Endpoint;
+use crate::gates::GateName;
+use crate::health::Spec;
+use crate::hooks::HookChoice;
+use crate::release::Rate;
+
+/// Where the configuration is, unless another place is named.
+pub const PATH: &str = "/etc/gate/gate.toml";
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What concerns the daemon itself.
+    pub daemon: DaemonConfig,
+    /// The gates, by name.
+    pub gates: BTreeMap<GateName, GateConfig>,
+}
+
+/// What concerns the daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// The API's Unix socket.
+    pub socket: PathBuf,
+    /// The group that may use it, besides root.
+    pub group: String,
+    /// Where metrics are also served over TCP; nowhere by default.
+    pub metrics: Option<SocketAddr>,
+    /// Room for held SYNs; none for the default, or for what is there.
+    pub held: Option<u32>,
+}
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/gate/gate.sock"),
+            group: "gate".to_owned(),
+            metrics: None,
+            held: None,
+        }
+    }
+}
+
+/// One gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateConfig {
+    /// Its endpoints.
+    pub endpoints: BTreeSet<Endpoint>,
+    /// Where its connections go by.
+    pub interfaces: Interfaces,
+    /// How these are attached to.
+    pub hook: HookChoice,
+    /// What it is while nobody closes it.
+    pub mode: DefaultMode,
+    /// The longest that connections are held: the lease.
+    pub max_hold: Duration,
+    /// Sources that pass when the daemon closes it.
+    pub allow: Vec<Cidr>,
+    /// Its health checks; with none its health is not known, and nothing is done.
+    pub checks: Vec<Spec>,
+    /// What the daemon does once a check says that it is down.
+    pub on_down: OnDown,
+    /// What the daemon does once all checks say that it is up.
+    pub on_up: OnUp,
+    /// Who gets its new connections; none for its own listener.
+    pub backends: Vec<BackendConfig>,
+}
+
+/// The interfaces of a gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interfaces {
+    /// All over which its endpoints can be reached.
+    Auto,
+    /// These.
+    Named(BTreeSet<String>),
+}
+
+/// What a gate is while nobody closes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultMode {
+    /// Open.
+    Open,
+    /// Open and guarded, for as long as `max_hold` from the first connection on that finds no listener.
+    Guard,
+}
+
+/// What is done when a gate's backend goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnDown {
+    /// To new connections.
+    pub new: Down,
+    /// Whether established connections are reset.
+    pub flush: bool,
+}
+
+/// What is done to new connections while a gate's backend is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Nothing.
+    Nothing,
+    /// They are held, for `max_hold` at the longest.
+    Hold,
+    /// They are refused, for as long as it is down.
+    Reject,
+}
+
+/// What is done when a gate's backend is up again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnUp {
+    /// Whether what the daemon closed is opened, and what is held released.
+    pub release: bool,
+    /// No faster than this.
+    pub rate: Option<Rate>,
+}
+
+/// A backend that new connections are handed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Its part of the new connections, compared with the others'.
+    pub weight: u32,
+}

@@ -1,0 +1,97 @@
+//! What happened to the gates, as it is told to people, machines and the counters.
+
+use std::time::{Duration, SystemTime};
+
+use gate_common::state::Mode;
+
+use crate::endpoint::Endpoint;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: SystemTime,
+    /// To which gate, by its name or endpoint; none for the host as a whole.
+    pub gate: Option<String>,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum What {
+    /// A gate was defined.
+    Defined,
+    /// A gate was forgotten.
+    Forgotten,
+    /// A gate was closed, or closed in another mode.
+    Closed {
+        /// In which mode.
+        mode: Mode,
+        /// For how long.
+        lease: Duration,
+    },
+    /// A closed gate was opened.
+    Opened,
+    /// A lease ran out.
+    Expired,
+    /// A gate is guarded from now on.
+    Guarded {
+        /// How long SYNs are held from the first one on that finds no listener.
+        lease: Duration,
+    },
+    /// A gate is guarded no more.
+    Unguarded,
+    /// Nothing listens at a guarded endpoint.
+    ListenerMissing {
+        /// Where.
+        endpoint: Endpoint,
+    },
+    /// A socket listens at a guarded endpoint again.
+    ListenerBack {
+        /// Where.
+        endpoint: Endpoint,
+        /// Since the first connection that found none.
+        after: Duration,
+        /// SYNs that were released.
+        released: usize,
+    },
+    /// A gate's checks say that it is up.
+    Up,
+    /// A gate's checks say that it is down.
+    Down {
+        /// Which check, and why.
+        why: String,
+    },
+    /// The new connections go elsewhere.
+    HandedOver {
+        /// Who gets them; none for the gate's own listener.
+        to: Vec<Endpoint>,
+    },
+    /// The data path was attached to an interface.
+    Attached {
+        /// Its name.
+        interface: String,
+    },
+    /// The data path sees an interface no more.
+    Detached {
+        /// Its name.
+        interface: String,
+    },
+    /// A configured interface is not there; it is attached to as soon as it is.
+    Awaited {
+        /// Its name.
+        interface: String,
+    },
+    /// A configuration was applied.
+    Applied {
+        /// How many things it changed.
+        changes: usize,
+    },
+    /// Something went wrong; nothing else is affected.
+    Failed {
+        /// What, and why.
+        why: String,
+    },
+}
