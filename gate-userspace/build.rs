@@ -1,4 +1,4 @@
-//! Compiles gate-ebpf to `$OUT_DIR/gate.bpf.o` and `steer.bpf.o`, by the recipe that `cargo xtask build` wrote.
+//! Compiles gate-ebpf to `$OUT_DIR/gate.bpf.o`, `steer.bpf.o` and `listen.bpf.o`, by the recipe that `cargo xtask build` wrote.
 
 #[path = "../xtask/src/recipe.rs"]
 #[allow(dead_code, reason = "xtask writes what this reads")]
@@ -94,7 +94,11 @@ fn build() -> Result<(), Box<dyn Error>> {
         return Err(format!("gate-ebpf does not compile ({})", output.status).into());
     }
 
-    for (binary, name) in [("gate-ebpf", "gate.bpf.o"), ("gate-steer", "steer.bpf.o")] {
+    for (binary, name) in [
+        ("gate-ebpf", "gate.bpf.o"),
+        ("gate-steer", "steer.bpf.o"),
+        ("gate-listen", "listen.bpf.o"),
+    ] {
         let object = target_folder.join(TARGET).join("release").join(binary);
         copy_if_changed(&object, &out.join(name))
             .map_err(|error| format!("can't copy {}: {error}", object.display()))?;

@@ -39,6 +39,9 @@ pub const MAX_MISSING: u32 = 16_384;
 /// (`net.core.netdev_max_backlog`, 1,000 by default), which fills during the call.
 pub const REPLAY_BATCH: u32 = 256;
 
+/// Bytes of `LISTENS`, a power of two and of pages: 4,096 records or more.
+pub const LISTENS_LEN: u32 = 1 << 16;
+
 /// A held SYN; value of `HELD`. Times are nanoseconds since boot.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@
 //! | bits | meaning |
 //! |---|---|
 //! | 0–7 | [`Mode`] |
-//! | 8–15 | flags: bit 8, the gate's own health checks pass; bit 9, the gate is guarded; bit 10, its allowed sources pass |
+//! | 8–15 | flags: bit 8, the gate's own health checks pass; bit 9, the gate is guarded; bit 10, its allowed sources pass; bit 11, it was closed because its backend is down |
 //! | 16–63 | the lease's deadline, in ticks of 1,024 ns since boot (over nine years) |
 
 /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`, `bpf_ktime_get_boot_ns`,
@@ -87,6 +87,7 @@ pub enum Effective {
 const CHECKS_PASS: u64 = 1 << 8;
 const GUARDED: u64 = 1 << 9;
 const ALLOWED_PASS: u64 = 1 << 10;
+const BACKEND_DOWN: u64 = 1 << 11;
 const DEADLINE_SHIFT: u32 = 16;
 const TICK_SHIFT: u32 = 10;
 
@@ -152,6 +153,19 @@ impl StateWord {
     #[must_use]
     pub const fn is_guarded(self) -> bool {
         self.0 & GUARDED != 0
+    }
+
+    /// The same word, but closed by the daemon, because the gate's backend is down; so that the daemon,
+    /// or the next one, knows that it may open it.
+    #[must_use]
+    pub const fn by_health(self) -> Self {
+        Self(self.0 | BACKEND_DOWN)
+    }
+
+    /// Whether the daemon closed it because the gate's backend is down.
+    #[must_use]
+    pub const fn is_by_health(self) -> bool {
+        self.0 & BACKEND_DOWN != 0
     }
 
     /// The stored mode, whatever became of the lease.

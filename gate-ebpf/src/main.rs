@@ -12,6 +12,7 @@
 mod endpoints;
 mod frame;
 mod hook;
+mod licence;
 mod listeners;
 mod maps;
 mod peers;
@@ -45,15 +46,4 @@ pub fn gate_tc_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn gate_replay(ctx: TcContext) -> i32 {
     replay::next(&ctx)
-}
-
-/// The helpers that need a GPL-compatible program are open to this licence.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
 }

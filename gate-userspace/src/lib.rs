@@ -27,6 +27,7 @@ pub mod handover;
 pub mod health;
 pub mod hooks;
 pub mod interfaces;
+pub mod listens;
 pub mod netdev;
 pub mod netlink;
 pub mod object;

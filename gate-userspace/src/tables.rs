@@ -122,6 +122,15 @@ impl Tables {
             .map_err(Error::aya(format!("read state of gate {}", gate.0)))
     }
 
+    /// The state words of all slots, used or not.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn states(&self) -> Result<Vec<(GateId, StateWord)>> {
+        sys::lookup_all(self.gates.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "GATES"))
+    }
+
     /// All endpoints with their gates.
     ///
     /// # Errors

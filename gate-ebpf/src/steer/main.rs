@@ -12,6 +12,8 @@
 mod connect;
 #[path = "../endpoints.rs"]
 mod endpoints;
+#[path = "../licence.rs"]
+mod licence;
 mod lookup;
 mod maps;
 #[path = "../peers.rs"]
@@ -55,15 +57,4 @@ pub fn gate_getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn gate_getpeername6(ctx: SockAddrContext) -> i32 {
     connect::name::<true>(&ctx);
     GO_ON
-}
-
-/// The helpers that need a GPL-compatible program are open to this licence.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
 }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use gate_common::abi::Guard;
 use gate_common::flow::{EndpointKey, GateId};
-use gate_common::state::{BootTime, Effective};
+use gate_common::state::{BootTime, Effective, StateWord};
 use tokio::time::sleep;
 
 use crate::alias;
@@ -14,6 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::Gate;
 use crate::handover;
+use crate::listens::Listens;
 use crate::pins::Pins;
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
@@ -21,11 +23,31 @@ use crate::sockets;
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
 
-/// Between two looks while all is quiet: a read of a word or two for each gate.
-const QUIET: Duration = Duration::from_millis(5);
+/// How often is looked.
+#[derive(Clone, Copy, Debug)]
+struct Pauses {
+    /// Between two looks while all is quiet.
+    quiet: Duration,
+    /// Between two looks while a listener is missing.
+    missing: Duration,
+}
 
-/// Between two looks while a listener is missing: what is held waits for this, too.
-const MISSING: Duration = Duration::from_millis(1);
+/// Where the kernel tells that a socket listens. A look finds then what it doesn't tell: that one is
+/// missing, and SYNs that were being judged when it began to listen.
+const TOLD: Pauses = Pauses {
+    quiet: Duration::from_millis(100),
+    missing: Duration::from_millis(20),
+};
+
+/// Where it doesn't: what is held waits for this, too.
+const POLLED: Pauses = Pauses {
+    quiet: Duration::from_millis(5),
+    missing: Duration::from_millis(1),
+};
+
+/// For so long after a socket began to listen a look comes each millisecond: a SYN that found no listener
+/// just before is entered by then.
+const AFTERMATH: Duration = Duration::from_millis(5);
 
 /// Between two releases for one destination: where the data path sees no listener though sock_diag
 /// shows one (a socket bound to a device, say), what is injected comes back at once.
@@ -88,11 +110,22 @@ struct Releasing {
     due: Instant,
 }
 
-struct Watcher<'a> {
-    pins: &'a Pins,
+/// Which gates are watched.
+enum Watched {
+    /// These, as long as they are guarded.
+    These(BTreeSet<GateId>),
+    /// All that are guarded.
+    All,
+}
+
+/// Watches over guarded gates, look by look.
+pub struct Watcher {
+    pins: Pins,
     tables: Tables,
     replayer: Replayer,
-    gates: BTreeSet<GateId>,
+    gates: Watched,
+    pauses: Pauses,
+    told: Option<Instant>,
     outages: HashMap<EndpointKey, Outage>,
     releasing: HashMap<EndpointKey, Releasing>,
     released: HashMap<EndpointKey, Instant>,
@@ -109,17 +142,10 @@ pub async fn watch(
     signals: &mut Signals,
     tell: &mut dyn FnMut(&Event),
 ) -> Result<End> {
-    let replayer = Replayer::load(pins, &pins.lock()?)?;
-    let mut watcher = Watcher {
-        pins,
-        tables: Tables::open(pins)?,
-        replayer,
-        gates: gates.iter().map(|gate| gate.id).collect(),
-        outages: HashMap::new(),
-        releasing: HashMap::new(),
-        released: HashMap::new(),
-        looked: Instant::now(),
-    };
+    let ids = gates.iter().map(|gate| gate.id).collect();
+    // A host without cgroups of version 2 is polled.
+    let mut listens = Listens::open().ok();
+    let mut watcher = Watcher::new(pins, Watched::These(ids), listens.is_some())?;
     loop {
         let pause = match watcher.look(tell) {
             Ok(Some(pause)) => pause,
@@ -130,42 +156,119 @@ pub async fn watch(
         tokio::select! {
             biased;
             signal = signals.next() => return Ok(End::Signal(signal)),
+            ports = told(&mut listens) => {
+                ports?;
+                watcher.tell();
+            }
             () = sleep(pause) => {}
         }
     }
 }
 
-impl Watcher<'_> {
+/// The ports that the kernel tells of; waits for ever where it doesn't.
+async fn told(listens: &mut Option<Listens>) -> Result<BTreeSet<u16>> {
+    match listens {
+        Some(listens) => listens.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Watcher {
+    /// A watcher over all guarded gates. `told` says whether [`tell`](Self::tell) is called when a socket
+    /// begins to listen.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`], and those of loading what injects.
+    pub fn of_all(pins: &Pins, told: bool) -> Result<Self> {
+        Self::new(pins, Watched::All, told)
+    }
+
+    fn new(pins: &Pins, gates: Watched, told: bool) -> Result<Self> {
+        let replayer = Replayer::load(pins, &pins.lock()?)?;
+        Ok(Self {
+            pins: pins.clone(),
+            tables: Tables::open(pins)?,
+            replayer,
+            gates,
+            pauses: if told { TOLD } else { POLLED },
+            told: None,
+            outages: HashMap::new(),
+            releasing: HashMap::new(),
+            released: HashMap::new(),
+            looked: Instant::now(),
+        })
+    }
+
+    /// Says that a socket began to listen.
+    pub fn tell(&mut self) {
+        self.told = Some(Instant::now());
+    }
+
+    /// The gates that are guarded, with their words and how.
+    fn guarded(&self) -> Result<Vec<(GateId, StateWord, Guard)>> {
+        let mut guarded = Vec::new();
+        match &self.gates {
+            Watched::These(gates) => {
+                for gate in gates {
+                    let word = self.tables.state(*gate)?;
+                    if word.is_guarded() {
+                        guarded.push((*gate, word, self.tables.guard(*gate)?));
+                    }
+                }
+            }
+            Watched::All => {
+                let mut words = self.tables.states()?;
+                words.retain(|(_, word)| word.is_guarded());
+                if !words.is_empty() {
+                    let guards: HashMap<GateId, Guard> =
+                        self.tables.guards()?.into_iter().collect();
+                    let known = |(gate, word): (GateId, StateWord)| {
+                        guards.get(&gate).map(|guard| (gate, word, *guard))
+                    };
+                    guarded.extend(words.into_iter().filter_map(known));
+                }
+            }
+        }
+        Ok(guarded)
+    }
+
     /// Looks once and does what is to be done; how long to wait for the next time, or none where no
     /// gate is guarded any more.
-    fn look(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<Option<Duration>> {
+    ///
+    /// # Errors
+    /// [`Error::NotUp`] after a `gate down`; those of the maps and of the injection.
+    pub fn look(&mut self, tell: &mut dyn FnMut(&Event)) -> Result<Option<Duration>> {
         if self.looked.elapsed() >= CURRENT {
             self.looked = Instant::now();
             self.check_current()?;
         }
         let now = clock::now();
-        let mut guarded = BTreeSet::new();
+        let guarded = self.guarded()?;
+        if guarded.is_empty() {
+            self.outages.clear();
+            self.releasing.clear();
+            return Ok(None);
+        }
         let mut dirty = BTreeMap::new();
-        for gate in &self.gates {
-            let word = self.tables.state(*gate)?;
-            if !word.is_guarded() {
-                continue;
-            }
-            guarded.insert(*gate);
-            let guard = self.tables.guard(*gate)?;
+        for (gate, word, guard) in &guarded {
             // What a closed gate holds is for whoever opens it.
             let is_closed = matches!(word.at(|| now), Effective::Closed(_));
             if guard.dirty != 0 && !is_closed {
                 dirty.insert(*gate, Duration::from_nanos(guard.lease));
             }
         }
-        self.gates = guarded;
-        if self.gates.is_empty() {
-            return Ok(None);
+        if let Watched::These(gates) = &mut self.gates {
+            *gates = guarded.iter().map(|(gate, _, _)| *gate).collect();
         }
+        let is_fresh = self.told.is_some_and(|at| at.elapsed() < AFTERMATH);
+        let quiet = if is_fresh {
+            POLLED.missing
+        } else {
+            self.pauses.quiet
+        };
         if dirty.is_empty() && self.releasing.is_empty() {
             self.outages.clear();
-            return Ok(Some(QUIET));
+            return Ok(Some(quiet));
         }
         self.note(&dirty, now, tell)?;
         self.begin(&dirty)?;
@@ -174,12 +277,17 @@ impl Watcher<'_> {
             self.calm(&dirty)?;
         }
         let runs = self.outages.values().any(|outage| !outage.is_over);
-        let pause = if runs { MISSING } else { QUIET };
+        let missing = if is_fresh {
+            POLLED.missing
+        } else {
+            self.pauses.missing
+        };
+        let pause = if runs { missing } else { quiet };
         Ok(Some(next.map_or(pause, |next| next.min(pause))))
     }
 
     fn check_current(&self) -> Result<()> {
-        match self.tables.are_current(self.pins) {
+        match self.tables.are_current(&self.pins) {
             true => Ok(()),
             false => Err(Error::NotUp),
         }
@@ -253,9 +361,9 @@ impl Watcher<'_> {
         self.released.retain(|_, at| at.elapsed() < AGAIN);
         let waiting = self.outages.keys().copied().map(Endpoint::from);
         let waiting: Vec<Endpoint> = waiting.collect();
-        let handovers = Handovers::open(self.pins)?;
+        let handovers = Handovers::open(&self.pins)?;
         let mut places = Vec::new();
-        for at in alias::listened_at(self.pins, &waiting)? {
+        for at in alias::listened_at(&self.pins, &waiting)? {
             let mut takers = handover::takers(&self.tables, handovers.as_ref(), at)?;
             // Where no backend is left, the gate's own listener takes over.
             takers.insert(at);
@@ -289,8 +397,8 @@ impl Watcher<'_> {
             if handovers.is_some() {
                 // The program that chooses for it must know what listens now.
                 // Where one can't be had, another may answer: what is injected finds out.
-                let _silent = alias::renew(self.pins, &lock, &BTreeSet::from([gate]));
-                let _silent = handover::renew(self.pins, &lock, &BTreeSet::from([gate]));
+                let _silent = alias::renew(&self.pins, &lock, &BTreeSet::from([gate]));
+                let _silent = handover::renew(&self.pins, &lock, &BTreeSet::from([gate]));
             }
             self.tables.found(&lock, &key)?;
             drop(lock);
@@ -307,7 +415,7 @@ impl Watcher<'_> {
             };
             self.outages.remove(&key);
             let releasing = Releasing {
-                release: Release::new(self.pins, job, pace),
+                release: Release::new(&self.pins, job, pace),
                 endpoint,
                 after: clock::between(since, now),
                 due: Instant::now(),

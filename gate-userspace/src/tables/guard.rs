@@ -25,6 +25,15 @@ impl Tables {
             .map_err(Error::aya(format!("read the guard of gate {}", gate.0)))
     }
 
+    /// The guards of all slots, used or not.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn guards(&self) -> Result<Vec<(GateId, Guard)>> {
+        sys::lookup_all(self.guards.map().fd().as_fd())
+            .map_err(Error::call("bpf batch look-up in", "GUARDS"))
+    }
+
     /// The guarded destinations where nothing listens, those of all gates.
     ///
     /// # Errors
