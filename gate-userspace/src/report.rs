@@ -30,7 +30,7 @@ pub use guard::{
 };
 pub use handover::{finish_complaint, finished, handed, handed_json};
 pub use progress::Stderr;
-pub use release::{already_open, opened, released_json};
+pub use release::{opened, opened_json, released_json};
 pub use restart::{complaint, summary, summary_json};
 pub use status::{status, status_json};
 

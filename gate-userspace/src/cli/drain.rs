@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use gate_userspace::drain::{self, driver};
+use gate_userspace::drain::driver;
 use gate_userspace::endpoint::Endpoint;
-use gate_userspace::error::Result;
 use gate_userspace::gates::Target;
-use gate_userspace::{clock, report, rights, sockets};
+use gate_userspace::{report, sockets};
 
 use super::restart::Then;
 use super::{Answer, lease, on_runtime};
@@ -42,14 +41,12 @@ pub struct Drain {
 
 /// Runs it.
 pub fn run(args: &Drain, json: bool) -> anyhow::Result<Answer> {
-    let flush = matches!(args.then, Then::Flush);
-    if flush {
-        rights::check_net_admin()?;
-    }
-    let request = match args.backends.is_empty() {
-        true => of_endpoints(args, flush)?,
-        false => of_backends(args, flush)?,
-    };
+    let request = driver::Request::new(&driver::Wanted {
+        targets: args.targets.clone(),
+        backends: args.backends.clone(),
+        timeout: args.timeout,
+        flush: matches!(args.then, Then::Flush),
+    })?;
     let mut progress = report::Stderr::new(json);
     let drained = on_runtime(driver::run(&request, &mut progress));
     progress.clear();
@@ -60,40 +57,5 @@ pub fn run(args: &Drain, json: bool) -> anyhow::Result<Answer> {
         fields: report::drained_json(&request, &drained, &owners),
         code: drained.exit_code(),
         complaint: report::drain_complaint(&request, &drained),
-    })
-}
-
-fn of_endpoints(args: &Drain, flush: bool) -> Result<driver::Request> {
-    let now = clock::now();
-    let meant = drain::resolve(&args.targets, now)?;
-    // What is open goes on taking connections.
-    let note = |endpoint: &Endpoint| {
-        format!(
-            "{endpoint} is open, so new connections go on coming in: `gate hold` first keeps them"
-        )
-    };
-    Ok(driver::Request {
-        notes: meant.open(now).iter().map(note).collect(),
-        endpoints: meant.endpoints,
-        by: None,
-        timeout: args.timeout,
-        flush,
-    })
-}
-
-fn of_backends(args: &Drain, flush: bool) -> Result<driver::Request> {
-    let meant = drain::of_backends(&args.backends, &args.targets, clock::now())?;
-    let note = |gate: &String| {
-        format!(
-            "{gate} still gives it new connections: `gate handover {gate} --to ADDR` first gives them \
-             to another"
-        )
-    };
-    Ok(driver::Request {
-        notes: meant.giving.iter().map(note).collect(),
-        endpoints: args.backends.clone(),
-        by: Some(meant.by),
-        timeout: args.timeout,
-        flush,
     })
 }

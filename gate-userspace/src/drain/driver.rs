@@ -9,13 +9,28 @@ use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::flush::{self, Flushed};
+use crate::gates::Target;
+use crate::rights;
 use crate::signals::Signals;
 use crate::sockets::{Connection, Found};
 
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// A drain as it was asked for.
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The gates whose connections are meant; where there are backends, only what came by these.
+    pub targets: Vec<Target>,
+    /// Only the connections of these backends.
+    pub backends: Vec<Endpoint>,
+    /// How long to wait.
+    pub timeout: Duration,
+    /// Whether the connections that are left then are reset.
+    pub flush: bool,
+}
+
+/// A drain as it is run.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The endpoints; those of backends where `by` is there.
@@ -29,6 +44,51 @@ pub struct Request {
     pub flush: bool,
     /// What the operator should know while it waits.
     pub notes: Vec<String>,
+}
+
+impl Request {
+    /// What is meant by that.
+    ///
+    /// # Errors
+    /// [`Error::Rights`](crate::Error::Rights) where a flush would lack them, and those of
+    /// [`resolve`](super::resolve) and of [`of_backends`](super::of_backends).
+    pub fn new(wanted: &Wanted) -> Result<Self> {
+        if wanted.flush {
+            rights::check_net_admin()?;
+        }
+        let now = clock::now();
+        let (endpoints, by, notes) = match wanted.backends.is_empty() {
+            true => {
+                let meant = super::resolve(&wanted.targets, now)?;
+                let notes = meant.open(now).iter().map(still_open).collect();
+                (meant.endpoints, None, notes)
+            }
+            false => {
+                let meant = super::of_backends(&wanted.backends, &wanted.targets, now)?;
+                let notes = meant.giving.iter().map(still_giving).collect();
+                (wanted.backends.clone(), Some(meant.by), notes)
+            }
+        };
+        Ok(Self {
+            endpoints,
+            by,
+            timeout: wanted.timeout,
+            flush: wanted.flush,
+            notes,
+        })
+    }
+}
+
+/// What is open goes on taking connections.
+fn still_open(endpoint: &Endpoint) -> String {
+    format!("{endpoint} is open, so new connections go on coming in: `gate hold` first keeps them")
+}
+
+fn still_giving(gate: &String) -> String {
+    format!(
+        "{gate} still gives it new connections: `gate handover {gate} --to ADDR` first gives them to \
+         another"
+    )
 }
 
 /// One moment of a drain, for the live line.

@@ -1,22 +1,35 @@
 //! What `gate open` says.
 
-use std::fmt::Display;
-
 use serde_json::{Value, json};
 
 use super::{connections, list, millis, span};
+use crate::open::Opened;
 use crate::release::Released;
 
-/// The line of `gate open` where nothing was to be done.
+/// The lines of `gate open`. What [`Opened::over`] says goes to stderr.
 #[must_use]
-pub fn already_open(gates: &[impl Display]) -> String {
-    format!("{}: open already\n", list(gates))
+pub fn opened(opened: &Opened) -> String {
+    let gates = list(&opened.gates);
+    let mut text = match (&opened.released, &opened.over) {
+        (None, Some(_)) => String::new(),
+        (None, None) if opened.gates.is_empty() => "no gate was closed\n".to_owned(),
+        (None, None) => format!("{gates}: open already\n"),
+        (Some(released), Some(_)) if released.injected == 0 => String::new(),
+        (Some(released), _) => format!("{gates}: open; {}\n", released_text(released)),
+    };
+    text.extend(opened.note.iter().map(|note| format!("{note}\n")));
+    text
 }
 
-/// The line of `gate open` about what was released.
+/// The JSON of the same.
 #[must_use]
-pub fn opened(gates: &[impl Display], released: &Released) -> String {
-    format!("{}: open; {}\n", list(gates), released_text(released))
+pub fn opened_json(opened: &Opened) -> Value {
+    let mut value = released_json(&opened.released.unwrap_or_default());
+    value["gates"] = json!(opened.gates);
+    value["notes"] = json!(opened.note.iter().collect::<Vec<_>>());
+    value["already"] = json!(opened.released.is_none() && opened.over.is_none());
+    value["lease_over"] = json!(opened.over.is_some());
+    value
 }
 
 pub(super) fn released_text(released: &Released) -> String {
