@@ -15,11 +15,13 @@ use crate::log;
 
 mod alias;
 mod close;
+mod completions;
 mod define;
 mod drain;
 mod flush;
 mod guard;
 mod handover;
+mod man;
 mod open;
 mod restart;
 mod up;
@@ -41,6 +43,9 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// How a list of exit codes begins, here and in what comes after a command's help.
+const EXIT_CODES_HEADING: &str = "Exit codes:";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -98,6 +103,10 @@ enum Command {
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
     Doctor,
+    /// Print what completes gate's commands and options in a shell.
+    Completions(completions::Completions),
+    /// Print a manual page, or write them all.
+    Man(man::Man),
 }
 
 fn lease(text: &str) -> Result<Duration, String> {
@@ -187,6 +196,8 @@ impl Command {
         match &self {
             // Without rights it says which are missing.
             Self::Doctor => return Ok(doctor()?),
+            Self::Completions(args) => return Ok(completions::run(args)),
+            Self::Man(args) => return man::run(args),
             // For an endpoint these need neither BPF nor its file system.
             Self::Drain(args) => return drain::run(args, json),
             Self::Flush(args) => return flush::run(args, json),
@@ -226,6 +237,8 @@ impl Command {
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,
+            Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args)?,
         };
         Ok(answer)
     }

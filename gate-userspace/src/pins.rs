@@ -37,6 +37,9 @@ use crate::steering;
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// The folder of all that gate pins.
+pub const GATE: &str = "/sys/fs/bpf/gate";
+
 /// The folder of the pinned links.
 pub const LINKS: &str = "links";
 /// The folder of the filters' programs.
@@ -91,7 +94,7 @@ impl Pins {
             .map_err(Error::call("stat", namespace))?
             .ino();
         Ok(Self {
-            root: path.join("gate"),
+            root: GATE.into(),
             namespace: inode.to_string(),
         })
     }

@@ -131,6 +131,17 @@ const GUNICORN: Program = Program {
     ..PLAIN
 };
 
+/// What renders manual pages.
+const GROFF: Program = Program {
+    name: "groff",
+    packages: &["groff-base"],
+    path: "usr/bin/groff",
+    version: "--version",
+    variables: ["GATE_TEST_GROFF", "GATE_TEST_GROFF_LIBS"],
+    folders: &[("GATE_TEST_GROFF_ROOT", "usr")],
+    ..PLAIN
+};
+
 /// The firewall's older tool.
 const IPTABLES: Program = Program {
     name: "iptables",
@@ -143,7 +154,7 @@ const IPTABLES: Program = Program {
 
 /// The variables that tell the tests which programs to run.
 pub fn ensure(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
-    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN])
+    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN, GROFF])
 }
 
 /// Those for nginx alone.
