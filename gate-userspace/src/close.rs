@@ -1,8 +1,9 @@
 //! Closing gates: what `gate hold`, `drop` and `reject` do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gate_common::state::{Closed, Mode, StateWord};
+use gate_common::state::{Closed, Effective, Mode, StateWord};
 
 use crate::allow::{self, Cidr};
 use crate::clock;
@@ -25,12 +26,24 @@ pub struct Request {
     pub lease: Duration,
     /// Sources that pass all the same.
     pub allow: Vec<Cidr>,
+    /// Who closes.
+    pub by: By,
+}
+
+/// Who closes a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Somebody who knows why: whatever the gate was before.
+    Operator,
+    /// The daemon, because the gate's backend is down: what others closed stays as it is. It has loaded
+    /// what injects before.
+    Health,
 }
 
 /// What [`close`] did.
 #[derive(Clone, Debug)]
 pub struct Closing {
-    /// The gates.
+    /// The gates that were closed.
     pub gates: Vec<Gate>,
     /// Their mode.
     pub mode: Mode,
@@ -53,17 +66,30 @@ pub fn close(pins: &Pins, request: &Request) -> Result<Closing> {
     let mut notes = reach::check(pins, &endpoints, &datapath::live(pins)?)?;
     notes.extend(allow::warnings(&request.allow));
     let mut tables = Tables::open(pins)?;
-    if request.mode == Closed::Hold {
+    if request.mode == Closed::Hold && request.by == By::Operator {
         // Holding what can't be released would be worse than dropping it.
         Replayer::load(pins, &lock)?;
     }
     let now = clock::now();
     tables.settle(&lock, now)?;
-    let mut word = StateWord::closed(request.mode, clock::after(now, request.lease));
+    let mut word = StateWord::closed(request.mode, clock::after(now, request.lease)).with_checks();
+    if request.by == By::Health {
+        word = word.by_health();
+    }
     if !request.allow.is_empty() {
         word = word.with_allows();
     }
-    let gates = gates::find_or_make(pins, &lock, &mut tables, &request.targets, now)?;
+    let mut gates = gates::find_or_make(pins, &lock, &mut tables, &request.targets, now)?;
+    if request.by == By::Health {
+        let mut others = BTreeSet::new();
+        for gate in &gates {
+            let word = tables.state(gate.id)?;
+            if matches!(word.at(|| now), Effective::Closed(_)) && !word.is_by_health() {
+                others.insert(gate.id);
+            }
+        }
+        gates.retain(|gate| !others.contains(&gate.id));
+    }
     // All lists before the first word: one that doesn't fit closes nothing.
     for gate in &gates {
         tables.set_allowed(&lock, gate.id, &request.allow)?;

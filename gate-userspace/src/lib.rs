@@ -13,6 +13,7 @@ pub mod clock;
 pub mod close;
 pub mod config;
 pub mod conntrack;
+pub mod daemon;
 pub mod datapath;
 pub mod doctor;
 pub mod drain;

@@ -78,9 +78,18 @@ impl Opening {
     /// [`Error::NotUp`], [`Error::Locked`], [`Error::NoGate`], [`Error::Member`]; those of
     /// [`Replayer::load`] and of the maps.
     pub fn begin(pins: &Pins, request: &Request) -> Result<Self> {
+        let replayer = Replayer::load(pins, &pins.lock()?)?;
+        Self::with(pins, request, replayer)
+    }
+
+    /// As [`begin`](Self::begin), with what injects, loaded before: that takes most of the time until the
+    /// first SYN goes.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub fn with(pins: &Pins, request: &Request, replayer: Replayer) -> Result<Self> {
         let lock = pins.lock()?;
         let mut tables = Tables::open(pins)?;
-        let replayer = Replayer::load(pins, &lock)?;
         let known = match &request.which {
             Which::All => gates::list(pins, &tables)?,
             Which::These(targets) => gates::find(pins, &tables, targets)?,
@@ -125,23 +134,29 @@ impl Opening {
         let Some(release) = &mut self.release else {
             return Ok(None);
         };
-        Ok(
-            match release.step(&mut self.tables, &mut self.replayer)? {
-                Step::Wait(pause) => Some(pause),
-                Step::Done(released) => {
-                    self.opened.released = Some(released);
-                    self.release = None;
-                    None
-                }
-            },
-        )
+        Ok(match release.step(&mut self.tables, &mut self.replayer)? {
+            Step::Wait(pause) => Some(pause),
+            Step::Done(released) => {
+                self.opened.released = Some(released);
+                self.release = None;
+                None
+            }
+        })
     }
 
     /// Clears up, once nothing is left to be done.
     ///
     /// # Errors
     /// [`Error::Locked`], and those of the maps.
-    pub fn finish(mut self) -> Result<Opened> {
+    pub fn finish(self) -> Result<Opened> {
+        self.finish_and_keep().map(|(opened, _)| opened)
+    }
+
+    /// As [`finish`](Self::finish), and gives back what injects.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_and_keep(mut self) -> Result<(Opened, Replayer)> {
         match self.pins.lock() {
             // A `gate down` was first.
             Err(Error::NotUp) => {}
@@ -152,7 +167,7 @@ impl Opening {
                 datapath::detach_temporary(&self.pins, lock)?;
             }
         }
-        Ok(self.opened)
+        Ok((self.opened, self.replayer))
     }
 }
 

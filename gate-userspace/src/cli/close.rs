@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use gate_common::state::Closed;
 use gate_userspace::allow::Cidr;
-use gate_userspace::close::{self, Request};
+use gate_userspace::close::{self, By, Request};
 use gate_userspace::error::Error;
 use gate_userspace::gates::Target;
 use gate_userspace::pins::Pins;
@@ -36,6 +36,7 @@ pub fn run(pins: &Pins, args: &Close, mode: Closed) -> Result<Answer, Error> {
         mode,
         lease: args.lease,
         allow: args.allow.clone(),
+        by: By::Operator,
     };
     let closing = close::close(pins, &request)?;
     Ok(Answer::done(
