@@ -265,6 +265,24 @@ pub fn detach_all(folder: &Path) -> Result<()> {
     pins::remove(&folder.join(pins::QDISCS))
 }
 
+/// Detaches the links that are pinned in the folder of a namespace that this process is not in, and
+/// removes all pins of what is attached there. Filters can only be removed from within.
+///
+/// # Errors
+/// Those of the file system.
+pub fn detach_links(folder: &Path) -> Result<()> {
+    for path in pins::entries(&folder.join(pins::LINKS)) {
+        if let Ok(link) = sys::open_pin(&path) {
+            // An error means that its interface is gone.
+            let _gone = sys::detach_link(link.as_fd());
+        }
+        pins::remove(&path)?;
+    }
+    [pins::LINKS, pins::FILTERS, pins::QDISCS]
+        .iter()
+        .try_for_each(|part| pins::remove(&folder.join(part)))
+}
+
 fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
     sys::pin(object, path).map_err(Error::call("pin", path.display().to_string()))?;
     pins::restrict(path)

@@ -23,6 +23,7 @@ mod guard;
 mod handover;
 mod man;
 mod open;
+mod purge;
 mod restart;
 mod up;
 
@@ -103,6 +104,8 @@ enum Command {
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
     Doctor,
+    /// Open every gate, and remove every trace of gate from this host, in all network namespaces.
+    Purge(purge::Purge),
     /// Print what completes gate's commands and options in a shell.
     Completions(completions::Completions),
     /// Print a manual page, or write them all.
@@ -235,6 +238,7 @@ impl Command {
             Self::SoftStop(args) => alias::stop(&pins, &args)?,
             Self::SoftStart(args) => alias::start(&pins, &args)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
+            Self::Purge(args) => purge::run(&pins, &args)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,
             Self::Completions(args) => completions::run(&args),

@@ -166,6 +166,15 @@ pub enum Error {
         /// The locked folder.
         path: PathBuf,
     },
+    /// The daemon would undo what was asked for.
+    #[error(
+        "the gate daemon runs (it answers at {socket}) and would attach anew: stop it first with \
+         `systemctl stop gate`, or say `--force`"
+    )]
+    DaemonRuns {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// A gate is already under a restart.
     #[error("{gate} is being restarted by another gate command: wait for it, or stop it")]
     RestartUnderWay {
@@ -393,6 +402,7 @@ impl Error {
             | Self::NotCovered { .. }
             | Self::NotHere { .. }
             | Self::NoGate { .. }
+            | Self::DaemonRuns { .. }
             | Self::Member { .. }
             | Self::Closed { .. }
             | Self::Guarded { .. } => exit::STATE,

@@ -37,6 +37,7 @@ pub mod notify;
 pub mod object;
 pub mod open;
 pub mod pins;
+pub mod purge;
 pub mod reach;
 pub mod release;
 pub mod report;

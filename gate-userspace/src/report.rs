@@ -14,6 +14,7 @@ mod flush;
 mod guard;
 mod handover;
 mod progress;
+mod purge;
 mod release;
 mod restart;
 mod status;
@@ -30,6 +31,7 @@ pub use guard::{
 };
 pub use handover::{finish_complaint, finished, handed, handed_json};
 pub use progress::Stderr;
+pub use purge::{purged, purged_json};
 pub use release::{opened, opened_json, released_json};
 pub use restart::{complaint, summary, summary_json};
 pub use status::{status, status_json};

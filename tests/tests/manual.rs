@@ -44,6 +44,7 @@ fn scratch(name: &str) -> PathBuf {
     if folder.exists() {
         fs::remove_dir_all(&folder).unwrap();
     }
+    fs::create_dir_all(&folder).unwrap();
     folder
 }
 
@@ -142,7 +143,7 @@ fn a_page_of_no_command_is_a_usage_error() {
 #[test]
 fn the_completions_of_bash_parse_and_complete() {
     let script = printed(&["completions", "bash"]);
-    let path = scratch("gate.bash");
+    let path = scratch("completions").join("gate");
     fs::write(&path, &script).unwrap();
     let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
     assert!(

@@ -1,0 +1,34 @@
+//! `gate purge`.
+
+use clap::Args;
+use gate_userspace::config::DaemonConfig;
+use gate_userspace::error::Result;
+use gate_userspace::pins::Pins;
+use gate_userspace::{purge, report};
+
+use super::Answer;
+
+/// Its arguments.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It opens every gate and releases what is held, as `gate down` does, in this network namespace and in \
+each other one that has pins in /sys/fs/bpf/gate, then removes links, filters and pins of all versions, \
+and /run/gate. It asks nothing, and once more does nothing more. The configuration in /etc/gate stays.
+
+While the daemon runs it refuses, because the daemon would attach anew: `systemctl stop gate` first.")]
+pub struct Purge {
+    /// Also while the daemon runs.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs it.
+pub fn run(pins: &Pins, args: &Purge) -> Result<Answer> {
+    let socket = DaemonConfig::default().socket;
+    let socket = (!args.force).then_some(socket.as_path());
+    let purged = purge::purge(pins, socket)?;
+    Ok(Answer::done(
+        report::purged(&purged),
+        report::purged_json(&purged),
+    ))
+}
