@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use gate_userspace::allow::Cidr;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::Target;
-use gate_userspace::health::{Check, Checker, Statuses};
+use gate_userspace::health::{Check, Checker, Connectors, Spec, Statuses, Verify};
 use gate_userspace::pins::Pins;
 use gate_userspace::release::Rate;
 use gate_userspace::report;
@@ -35,8 +35,9 @@ pub struct Restart {
     #[arg(required = true, value_name = "GATE")]
     targets: Vec<Target>,
     /// What must succeed before the gate opens: http://HOST/PATH, https://HOST/PATH,
-    /// tcp://HOST:PORT or exec:COMMAND; can be given more than once [default: a TCP connection to
-    /// each endpoint].
+    /// http+unix:/SOCKET:/PATH, grpc://HOST:PORT/SERVICE, grpcs://HOST:PORT/SERVICE, tcp://HOST:PORT,
+    /// unix:/SOCKET or exec:COMMAND; can be given more than once [default: a TCP connection to each
+    /// endpoint].
     #[arg(long = "check", value_name = "CHECK")]
     checks: Vec<Check>,
     /// The HTTP status that a check expects, or a range like 200-399 [default: 200-299].
@@ -45,7 +46,7 @@ pub struct Restart {
     /// How long one check may take.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = lease)]
     check_timeout: Duration,
-    /// Accept any certificate in HTTPS checks.
+    /// Accept any certificate in checks over TLS.
     #[arg(long)]
     check_insecure: bool,
     /// How often in a row the checks must pass, 100 ms apart.
@@ -123,14 +124,28 @@ impl From<OnFailure> for restart::OnFailure {
     }
 }
 
+/// The checks that were asked for, ready to be made.
+fn checkers(args: &Restart) -> anyhow::Result<Vec<Checker>> {
+    let mut connectors = Connectors::default();
+    let spec = |check: &Check| Spec {
+        statuses: args.check_status.clone().unwrap_or_default(),
+        timeout: args.check_timeout,
+        verify: match args.check_insecure {
+            true => Verify::Nothing,
+            false => Verify::System,
+        },
+        ..Spec::new(check.clone())
+    };
+    let mut checkers = Vec::new();
+    for check in &args.checks {
+        checkers.push(Checker::new(&spec(check), &mut connectors)?);
+    }
+    Ok(checkers)
+}
+
 /// Runs it.
 pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
-    let checker = Checker::new(
-        &args.checks,
-        args.check_status.unwrap_or_default(),
-        args.check_timeout,
-        args.check_insecure,
-    )?;
+    let checks = checkers(&args)?;
     let drain = args.drain.unwrap_or_default();
     let longer = args.quiesce.saturating_sub(DEFAULT_QUIESCE);
     let max_hold = args.max_hold.unwrap_or(DEFAULT_HOLD + drain + longer);
@@ -139,8 +154,8 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
     }
     let request = driver::Request {
         targets: args.targets,
-        checks: args.checks,
-        checker,
+        checks,
+        check_timeout: args.check_timeout,
         rise: args.rise,
         plan: Plan {
             quiesce: args.quiesce,

@@ -1,17 +1,15 @@
 //! TLS without verification, for checks of a backend's self-signed certificate.
 
-use std::sync::Arc;
-
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
+/// Takes any certificate.
 #[derive(Debug)]
-struct Trusting;
+pub(super) struct Trusting;
 
 impl ServerCertVerifier for Trusting {
     fn verify_server_cert(
@@ -48,13 +46,4 @@ impl ServerCertVerifier for Trusting {
             .signature_verification_algorithms
             .supported_schemes()
     }
-}
-
-/// A connector that takes any certificate.
-pub(super) fn connector() -> TlsConnector {
-    let config = ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Trusting))
-        .with_no_client_auth();
-    TlsConnector::from(Arc::new(config))
 }

@@ -1,21 +1,45 @@
-//! A check's connection, which passes a gate that its own restart closed.
+//! A check's connection, which passes closed gates that let checks pass.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::error::Error;
+use crate::pins::Pins;
 use crate::tables::Checks;
 
 /// The table of the connections that pass.
 #[derive(Clone)]
-pub(super) struct Passes(Arc<Mutex<Checks>>);
+pub struct Passes(Arc<Mutex<Source>>);
+
+struct Source {
+    /// The table, and the inode of its pin.
+    open: Option<(Checks, u64)>,
+    /// Where it is found anew; none where it stays.
+    pins: Option<Pins>,
+}
 
 impl Passes {
-    pub(super) fn new(checks: Checks) -> Self {
-        Self(Arc::new(Mutex::new(checks)))
+    /// Every connection is entered into this table.
+    #[must_use]
+    pub fn always(checks: Checks) -> Self {
+        Self(Arc::new(Mutex::new(Source {
+            open: Some((checks, 0)),
+            pins: None,
+        })))
+    }
+
+    /// Connections are entered into the table that these pins have at the time, where a gate is closed
+    /// or guarded.
+    #[must_use]
+    pub fn following(pins: Pins) -> Self {
+        Self(Arc::new(Mutex::new(Source {
+            open: None,
+            pins: Some(pins),
+        })))
     }
 
     /// Connects, past a closed gate.
@@ -23,24 +47,66 @@ impl Passes {
     /// # Errors
     /// The kernel's.
     pub(super) async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        if self.source().needed().is_none() {
+            return TcpStream::connect(to).await;
+        }
         let to = reached(to);
         let socket = match to {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
         }?;
         socket.bind(source(to)?)?;
-        self.checks().exempt(&socket).map_err(io::Error::other)?;
-        let pass = Pass {
-            passes: self,
-            from: socket.local_addr()?,
-            to,
-        };
-        pass.enter().map_err(io::Error::other)?;
+        let _pass = self.enter(&socket, to).map_err(io::Error::other)?;
         socket.connect(to).await
     }
 
-    fn checks(&self) -> MutexGuard<'_, Checks> {
+    fn enter(&self, socket: &TcpSocket, to: SocketAddr) -> Result<Pass<'_>, Error> {
+        let from = socket
+            .local_addr()
+            .map_err(Error::call("getsockname of", "a check"))?;
+        if let Some((checks, _)) = &mut self.source().open {
+            checks.exempt(socket)?;
+            checks.enter(from, to)?;
+        }
+        Ok(Pass {
+            passes: self,
+            from,
+            to,
+        })
+    }
+
+    fn source(&self) -> MutexGuard<'_, Source> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source {
+    /// The table, where a connection may need it. What can't be opened is as if it was not there: a
+    /// check tells of the backend, not of the pins.
+    fn needed(&mut self) -> Option<&mut Checks> {
+        let Some(pins) = &self.pins else {
+            return self.open.as_mut().map(|(checks, _)| checks);
+        };
+        // Each pin has an inode of its own, also where `gate up` pins the same name again.
+        let Ok(pin) = std::fs::metadata(pins.map("CHECKS")) else {
+            self.open = None;
+            return None;
+        };
+        if self
+            .open
+            .as_ref()
+            .is_none_or(|(_, inode)| *inode != pin.ino())
+        {
+            self.open = match Checks::open(pins) {
+                Ok(checks) => Some((checks, pin.ino())),
+                Err(error) => {
+                    log::debug!("checks do not pass closed gates: {error}");
+                    None
+                }
+            };
+        }
+        let checks = self.open.as_mut().map(|(checks, _)| checks);
+        checks.filter(|checks| checks.are_needed())
     }
 }
 
@@ -51,15 +117,11 @@ struct Pass<'a> {
     to: SocketAddr,
 }
 
-impl Pass<'_> {
-    fn enter(&self) -> Result<(), Error> {
-        self.passes.checks().enter(self.from, self.to)
-    }
-}
-
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.passes.checks().leave(self.from, self.to);
+        if let Some((checks, _)) = &mut self.passes.source().open {
+            checks.leave(self.from, self.to);
+        }
     }
 }
 

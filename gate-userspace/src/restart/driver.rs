@@ -25,7 +25,7 @@ use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{Gate, Target};
-use crate::health::{Check, Checker};
+use crate::health::{Check, Checker, Passes};
 use crate::pins::Pins;
 use crate::release::{Pace, Rate, Released};
 use crate::signals::Signals;
@@ -43,9 +43,9 @@ pub struct Request {
     /// The gates to close.
     pub targets: Vec<Target>,
     /// The checks; none for a TCP connection to each endpoint.
-    pub checks: Vec<Check>,
-    /// How they are made.
-    pub checker: Checker,
+    pub checks: Vec<Checker>,
+    /// How long a check may take that was not asked for.
+    pub check_timeout: Duration,
     /// How often they must pass in a row.
     pub rise: u32,
     /// How it is done.
@@ -151,7 +151,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
 
 async fn drive(
     pins: &Pins,
-    mut request: Request,
+    request: Request,
     progress: &mut dyn Progress,
     program: PathBuf,
     mut signals: Signals,
@@ -174,7 +174,7 @@ async fn drive(
         deadline,
         before,
     } = closing;
-    request.checker.pass(passes);
+    let passes = Passes::always(passes);
     progress.attached(&attached);
     for note in &notes {
         progress.note(note);
@@ -182,7 +182,7 @@ async fn drive(
     let gates: Vec<Gate> = held.iter().map(|held| held.gate.clone()).collect();
     progress.closed(&gates, request.max_hold);
     let ids: Vec<GateId> = gates.iter().map(|gate| gate.id).collect();
-    let list = effective_checks(&request.checks, &endpoints);
+    let list = effective_checks(&request.checks, &endpoints, request.check_timeout, &passes);
     let queued_at: Vec<Endpoint> = reached.iter().chain(&served).copied().collect();
     let mut machine = Machine::new(closed_at, deadline, request.plan);
     let mut child: Option<Child> = None;
@@ -255,13 +255,15 @@ async fn drive(
                     }
                 }
                 Action::Check => {
-                    progress.checking(clock::between(closed_at, clock::now()), &list);
+                    let shown: Vec<Check> = list.iter().map(|it| it.check().clone()).collect();
+                    progress.checking(clock::between(closed_at, clock::now()), &shown);
                     checks = Some(watch(Health {
                         must_listen: must_listen(&request.checks, &served),
                         renew: renewal(pins, &ids),
                         listening: listening.clone(),
                         checks: list.clone(),
-                        checker: request.checker.clone(),
+                        passes: passes.clone(),
+                        timeout: request.check_timeout,
                         rise: request.rise,
                         last: last_failure.clone(),
                     }));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::endpoint::Endpoint;
-use crate::health::{Check, Checker};
+use crate::health::{Checker, Passes};
 use crate::sockets;
 
 /// Between a failed check and the next: what is held waits for this, too.
@@ -60,9 +60,11 @@ pub(super) struct Health {
     /// Endpoints that had one before.
     pub listening: Vec<Endpoint>,
     /// Checks that must pass.
-    pub checks: Vec<Check>,
-    /// How they are made.
-    pub checker: Checker,
+    pub checks: Vec<Checker>,
+    /// Lets a connection of its own pass the closed gates.
+    pub passes: Passes,
+    /// How long that may take.
+    pub timeout: Duration,
     /// How often in a row.
     pub rise: u32,
     /// Told of each failure.
@@ -97,22 +99,37 @@ impl Health {
     async fn round(&self) -> Result<(), (String, Duration)> {
         for endpoint in &self.must_listen {
             if sockets::listeners(*endpoint).is_ok_and(|listeners| listeners == 0)
-                && !is_published(*endpoint, &self.listening, &self.checker).await
+                && !self.is_published(*endpoint).await
             {
                 return Err((nothing_listens(*endpoint), POLL));
             }
         }
         (self.renew)().map_err(|failure| (failure, POLL))?;
-        for check in &self.checks {
-            let pause = match check {
-                Check::Exec(_) => EXEC_POLL,
-                Check::Tcp(_) | Check::Http(_) => POLL,
+        for checker in &self.checks {
+            let check = checker.check();
+            let pause = match check.starts_a_process() {
+                true => EXEC_POLL,
+                false => POLL,
             };
-            if let Err(failure) = self.checker.run(check).await {
+            if let Err(failure) = checker.run().await {
                 return Err((format!("{check}: {failure}"), pause));
             }
         }
         Ok(())
+    }
+
+    /// Whether an endpoint that never had a listener here takes connections all the same: a port that
+    /// is published for a backend elsewhere.
+    async fn is_published(&self, endpoint: Endpoint) -> bool {
+        match endpoint.address {
+            Some(address) if !self.listening.contains(&endpoint) => {
+                let target = SocketAddr::new(address, endpoint.port);
+                let mut checker = Checker::tcp(target, self.timeout);
+                checker.pass(&self.passes);
+                checker.run().await.is_ok()
+            }
+            _ => false,
+        }
     }
 }
 
@@ -132,7 +149,7 @@ fn nothing_listens(endpoint: Endpoint) -> String {
 /// The endpoints whose listener must be in this network namespace: those with an address of
 /// this host. A wildcard may stand for hosts behind this one, so it counts only where there is
 /// nothing else to check.
-pub(super) fn must_listen(checks: &[Check], endpoints: &[Endpoint]) -> Vec<Endpoint> {
+pub(super) fn must_listen(checks: &[Checker], endpoints: &[Endpoint]) -> Vec<Endpoint> {
     let is_local = |endpoint: &Endpoint| match endpoint.address {
         None => checks.is_empty(),
         Some(address) => match TcpListener::bind((address, 0)) {
@@ -143,26 +160,24 @@ pub(super) fn must_listen(checks: &[Check], endpoints: &[Endpoint]) -> Vec<Endpo
     endpoints.iter().copied().filter(is_local).collect()
 }
 
-/// Whether an endpoint that never had a listener here takes connections all the same: a port that
-/// is published for a backend elsewhere.
-async fn is_published(endpoint: Endpoint, listening: &[Endpoint], checker: &Checker) -> bool {
-    match endpoint.address {
-        Some(address) if !listening.contains(&endpoint) => {
-            let target = SocketAddr::new(address, endpoint.port).to_string();
-            checker.run(&Check::Tcp(target)).await.is_ok()
-        }
-        _ => false,
-    }
-}
-
-/// The checks that were asked for, or a connection to each endpoint with an address.
-pub(super) fn effective_checks(checks: &[Check], endpoints: &[Endpoint]) -> Vec<Check> {
-    if !checks.is_empty() {
-        return checks.to_vec();
-    }
-    let target = |endpoint: &Endpoint| {
+/// The checks that were asked for, or a connection to each endpoint with an address; their
+/// connections pass the closed gates.
+pub(super) fn effective_checks(
+    checks: &[Checker],
+    endpoints: &[Endpoint],
+    timeout: Duration,
+    passes: &Passes,
+) -> Vec<Checker> {
+    let connection = |endpoint: &Endpoint| {
         let target = SocketAddr::new(endpoint.address?, endpoint.port);
-        Some(Check::Tcp(target.to_string()))
+        Some(Checker::tcp(target, timeout))
     };
-    endpoints.iter().filter_map(target).collect()
+    let mut checks = match checks.is_empty() {
+        true => endpoints.iter().filter_map(connection).collect(),
+        false => checks.to_vec(),
+    };
+    for check in &mut checks {
+        check.pass(passes);
+    }
+    checks
 }

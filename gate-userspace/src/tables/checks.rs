@@ -3,18 +3,19 @@
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
-use aya::maps::{HashMap, Map, MapData, SkStorage};
+use aya::maps::{Array, HashMap, Map, MapData, SkStorage};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::handover::Peer;
 
-use super::typed;
+use super::{ARMED, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::Pins;
 
-/// The connections of health checks, which pass a gate that a restart closed. They need no lock:
+/// The connections of health checks, which pass a closed gate that lets them. They need no lock:
 /// an entry names one connection of the process that makes it.
 pub struct Checks {
+    armed: Array<MapData, u64>,
     map: HashMap<MapData, FlowKey, GateId>,
     peers: SkStorage<MapData, Peer>,
 }
@@ -30,9 +31,17 @@ impl Checks {
             MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
         };
         Ok(Self {
+            armed: typed(Map::Array(data(ARMED)?), pins.map(ARMED))?,
             map: typed(Map::LruHashMap(data("CHECKS")?), pins.map("CHECKS"))?,
             peers: typed(Map::SkStorage(data("PEERS")?), pins.map("PEERS"))?,
         })
+    }
+
+    /// Whether any gate is closed or guarded, so that a connection may have to be entered.
+    #[must_use]
+    pub fn are_needed(&self) -> bool {
+        // In doubt it is entered, which only costs time.
+        self.armed.get(&0, 0).map_or(true, |armed| armed != 0)
     }
 
     /// Lets the connection between these addresses pass.
