@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use gate_common::state::Closed;
+use gate_userspace::config::{LEASE_MAX, LEASE_MIN};
 use gate_userspace::error::{Error, exit};
 use gate_userspace::pins::Pins;
 use gate_userspace::{datapath, doctor, report, rights, status};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use crate::log;
 
 mod alias;
+mod check;
 mod close;
 mod completions;
 mod define;
@@ -25,10 +27,8 @@ mod man;
 mod open;
 mod purge;
 mod restart;
+mod schema;
 mod up;
-
-/// Longest lease that can be asked for.
-const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Restart a TCP backend and no client sees it.
 ///
@@ -52,7 +52,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    done, or already so
   1    failure
-  2    the command line is wrong
+  2    the command line or the configuration is wrong
   3    not in the state that the command needs (gate is not up), or connections are left
   4    missing rights
   5    another program is on the hook
@@ -100,6 +100,10 @@ enum Command {
     /// Where nothing is attached, it attaches by TC to every interface over which the endpoint can be
     /// reached, and detaches when it ends.
     Restart(restart::Restart),
+    /// Tell whether a configuration is right, without a look at the host.
+    Check(check::Check),
+    /// Print the JSON schema of the configuration.
+    Schema(schema::Schema),
     /// Follow the data path's debug log (`gate up --debug`).
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
@@ -115,7 +119,7 @@ enum Command {
 fn lease(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text)
         .map_err(|_| "write a time like 500ms, 15s or 2m".to_owned())?;
-    if time < Duration::from_millis(1) || time > LEASE_MAX {
+    if time < LEASE_MIN || time > LEASE_MAX {
         return Err("it must be from 1ms to 24h".to_owned());
     }
     Ok(time)
@@ -201,6 +205,9 @@ impl Command {
             Self::Doctor => return Ok(doctor()?),
             Self::Completions(args) => return Ok(completions::run(args)),
             Self::Man(args) => return man::run(args),
+            // Neither do these look at the host.
+            Self::Check(args) => return Ok(check::run(args)?),
+            Self::Schema(args) => return Ok(schema::run(args)),
             // For an endpoint these need neither BPF nor its file system.
             Self::Drain(args) => return drain::run(args, json),
             Self::Flush(args) => return flush::run(args, json),
@@ -239,6 +246,8 @@ impl Command {
             Self::SoftStart(args) => alias::start(&pins, &args)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Purge(args) => purge::run(&pins, &args)?,
+            Self::Check(args) => check::run(&args)?,
+            Self::Schema(args) => schema::run(&args),
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,
             Self::Completions(args) => completions::run(&args),

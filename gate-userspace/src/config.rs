@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::allow::Cidr;
@@ -12,8 +12,53 @@ use crate::health::Spec;
 use crate::hooks::HookChoice;
 use crate::release::Rate;
 
+mod check;
+mod error;
+mod file;
+mod gate;
+mod read;
+mod schema;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod whole;
+
+pub use error::{ConfigError, Position, Problem};
+pub use schema::{markdown, schema};
+
 /// Where the configuration is, unless another place is named.
 pub const PATH: &str = "/etc/gate/gate.toml";
+
+/// The shortest lease that can be asked for.
+pub const LEASE_MIN: Duration = Duration::from_millis(1);
+/// The longest lease that can be asked for.
+pub const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Reads the configuration: this file, and those of `conf.d` beside it. Nothing else of the host is
+/// looked at.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let mut problems = error::Problems::default();
+    let files = read::read_all(path, &mut problems);
+    let config = whole::join(files, &mut problems);
+    problems.finish()?;
+    Ok(config)
+}
+
+/// The hook in the word that the configuration and the command line have for it.
+#[must_use]
+pub const fn hook_name(hook: HookChoice) -> &'static str {
+    match hook {
+        HookChoice::Auto => "auto",
+        HookChoice::Native => "xdp",
+        HookChoice::Generic => "xdp-generic",
+        HookChoice::Tc => "tc",
+        HookChoice::TcIngress => "tc-ingress",
+        HookChoice::TcEgress => "tc-egress",
+    }
+}
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

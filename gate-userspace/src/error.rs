@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::ConfigError;
 use crate::endpoint::Endpoint;
 use crate::gates::GateName;
 use crate::handover::Refusal;
@@ -20,7 +21,7 @@ pub mod exit {
     pub const DONE: u8 = 0;
     /// It failed.
     pub const FAILURE: u8 = 1;
-    /// The command line is wrong.
+    /// The command line is wrong, or the configuration.
     pub const USAGE: u8 = 2;
     /// Something isn't in the state that the command needs.
     pub const STATE: u8 = 3;
@@ -345,6 +346,9 @@ pub enum Error {
     /// A gate isn't handed over.
     #[error(transparent)]
     Handover(#[from] Refusal),
+    /// The configuration is wrong: a line for each mistake.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A status port can't be had.
     #[error(transparent)]
     Alias(#[from] AliasError),
@@ -406,9 +410,10 @@ impl Error {
             | Self::Member { .. }
             | Self::Closed { .. }
             | Self::Guarded { .. } => exit::STATE,
-            Self::Overlap { .. } | Self::DrainTooLong { .. } | Self::NotCgroup { .. } => {
-                exit::USAGE
-            }
+            Self::Overlap { .. }
+            | Self::DrainTooLong { .. }
+            | Self::NotCgroup { .. }
+            | Self::Config(_) => exit::USAGE,
             Self::HookTaken { .. } | Self::FilterTaken { .. } => exit::TAKEN,
             Self::Handover(refusal) => refusal.exit_code(),
             Self::LeaseOver { .. } => exit::LEASE,

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use gate_userspace::config::ConfigError;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::report;
 use serde_json::json;
@@ -23,9 +24,12 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = error
-                .downcast_ref::<Error>()
-                .map_or(exit::FAILURE, Error::exit_code);
+            let known = error.downcast_ref::<Error>();
+            let code = known.map_or(exit::FAILURE, Error::exit_code);
+            if let Some(Error::Config(wrong)) = known {
+                misconfigured(wrong, code, json);
+                return ExitCode::from(code);
+            }
             fail(&format!("{error:#}"), code, json);
             ExitCode::from(code)
         }
@@ -38,6 +42,16 @@ fn fail(text: &str, code: u8, json: bool) {
     if json {
         let fields = json!({ "error": text, "exit_code": code });
         // The error is on stderr already, and its code is what counts.
+        let _unseen = cli::print(&(report::answer(fields) + "\n"));
+    }
+}
+
+/// Tells what is wrong with a configuration: as compilers do, each line begins with its place.
+fn misconfigured(error: &ConfigError, code: u8, json: bool) {
+    let _unseen = writeln!(std::io::stderr(), "{error}");
+    if json {
+        let problems = report::config_problems(error);
+        let fields = json!({ "error": error.to_string(), "exit_code": code, "problems": problems });
         let _unseen = cli::print(&(report::answer(fields) + "\n"));
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 mod alias;
 mod attach;
+mod check;
 mod close;
 mod define;
 mod drain;
@@ -21,6 +22,7 @@ mod status;
 
 pub use alias::{aliased, aliased_json, softened, softened_json, unaliased, unaliased_json};
 pub use attach::{down, down_json, up, up_json};
+pub use check::{checked, checked_json, config_problems};
 pub use close::{closed, closed_json};
 pub use define::{defined, defined_json, forgotten, forgotten_json};
 pub use drain::{Owners, drain_complaint, drained, drained_json, inodes};
@@ -86,6 +88,15 @@ fn connections(count: usize) -> String {
         count => format!("{count} connections"),
     }
 }
+
+/// `1 gate`, `2 gates`.
+fn count(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut text = String::new();
     for row in rows {
