@@ -172,6 +172,10 @@ fn guard<T: Tables>(tables: &T, syn: &Syn, (gate, _, state): Known) -> Verdict {
             _ => Verdict::PassBack(gate),
         };
     }
+    // It is to find out that nothing listens, and no client waits for it.
+    if tables.is_check(&syn.attempt.flow) {
+        return Verdict::PassCounted(gate, Counter::Checked);
+    }
     let missing = tables.missing(&syn.attempt.flow.endpoint);
     let is_over = |missing: Missing| tables.now().0.saturating_sub(missing.since) >= lease;
     if missing.is_some_and(is_over) {

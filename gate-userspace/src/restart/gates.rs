@@ -264,7 +264,7 @@ async fn rest(pause: Duration) {
 /// is forgotten: its clients retransmit, and are rejected then.
 pub(super) fn reject(pins: &Pins, tables: &mut Tables, held: &[Held], until: BootTime) -> Opened {
     let mut opened = Opened::default();
-    let word = StateWord::closed(Closed::Reject, until);
+    let word = StateWord::closed(Closed::Reject, until).with_checks();
     let rejected = pins.lock().and_then(|lock| {
         let current = tables.are_current(pins);
         for held in held {
