@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::connect::{Target, any, unbracketed};
 use super::pass::Passes;
 use super::tls::{Connectors, Protocol};
-use super::{Check, CheckFailure, Spec, Stage, exec, grpc, http};
+use super::{Check, CheckFailure, Spec, Stage, exec, failure, grpc, http};
 
 /// The `Host` of a request over a Unix socket that names none.
 const LOCALHOST: &str = "localhost";
@@ -276,7 +276,7 @@ impl Asked {
     }
 
     fn http(&self, spec: &Spec, path: &str) -> Result<http::Ask, CheckFailure> {
-        let refused = || CheckFailure::Host(self.authority.clone());
+        let refused = || no_host(&self.authority);
         Ok(http::Ask {
             path: path.parse().map_err(|_| refused())?,
             host: HeaderValue::from_str(&self.authority).map_err(|_| refused())?,
@@ -306,9 +306,11 @@ fn uri(scheme: &str, authority: &str, path: &str) -> Result<Uri, CheckFailure> {
             .is_some_and(|it| it.as_str() == authority && !authority.contains('@'))
             && !uri.host().unwrap_or_default().is_empty()
     };
-    uri.ok()
-        .filter(is_whole)
-        .ok_or_else(|| CheckFailure::Host(authority.to_owned()))
+    uri.ok().filter(is_whole).ok_or_else(|| no_host(authority))
+}
+
+fn no_host(authority: &str) -> CheckFailure {
+    CheckFailure::Host(failure::shown(authority.as_bytes()))
 }
 
 fn target(uri: &Uri, default_port: u16) -> Target {

@@ -136,7 +136,9 @@ fn io_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        io::ErrorKind::UnexpectedEof => "the peer closed the connection".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            "the peer closed the connection".to_owned()
+        }
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             "no route to the host".to_owned()
         }
@@ -164,14 +166,17 @@ pub(super) fn http(error: &hyper::Error, speaks: Speaks, wanted: Speaks) -> Chec
         }
         source = cause.source();
     }
-    CheckFailure::Http(if error.is_incomplete_message() || error.is_canceled() {
-        "the peer closed the connection without an answer".to_owned()
-    } else {
-        match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        }
-    })
+    let nothing_came = speaks == Speaks::Nothing;
+    CheckFailure::Http(
+        if nothing_came || error.is_incomplete_message() || error.is_canceled() {
+            "the peer closed the connection without an answer".to_owned()
+        } else {
+            match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            }
+        },
+    )
 }
 
 /// A text that the peer sent, short and on one line.

@@ -162,7 +162,9 @@ fn certificate(why: &CertificateError) -> String {
             "the certificate's issuer is not among the trusted ones".to_owned()
         }
         CertificateError::Revoked => "the certificate was revoked".to_owned(),
-        CertificateError::BadSignature => "the certificate's signature is wrong".to_owned(),
+        CertificateError::BadSignature => {
+            "the certificate is not signed with the key of a trusted issuer".to_owned()
+        }
         other => other.to_string(),
     }
 }
