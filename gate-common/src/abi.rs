@@ -5,7 +5,7 @@ use crate::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEn
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;
@@ -244,6 +244,51 @@ pub struct GateStats {
     pub counts: [u64; 16],
 }
 
+/// Upper bounds of the buckets of [`Holds`], in nanoseconds; the last bucket has none.
+pub const HOLD_BOUNDS: [u64; 15] = [
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+    60_000_000_000,
+];
+
+/// How long a gate's SYNs were held until they were injected; value of `HOLDS`, by gate. Those that
+/// passed as retransmissions, after a lease say, are not in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// How many are above the bound before, and not above the bucket's own.
+    pub buckets: [u64; HOLD_BOUNDS.len() + 1],
+    /// All their times together, in nanoseconds.
+    pub sum: u64,
+}
+
+impl Holds {
+    /// Counts one that was held for so many nanoseconds.
+    pub fn add(&mut self, held: u64) {
+        let bucket = HOLD_BOUNDS.partition_point(|bound| *bound < held);
+        self.buckets[bucket] += 1;
+        self.sum = self.sum.saturating_add(held);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
 const _: () = {
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<FlowKey>() == 40);
@@ -258,13 +303,14 @@ const _: () = {
     assert!(size_of::<AllowKey>() == 20);
     assert!(size_of::<Guard>() == 16);
     assert!(size_of::<Missing>() == 16);
+    assert!(size_of::<Holds>() == 8 * 17);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         AllowKey, AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, Guard, HeldSyn,
-        Missing, PortEntry, ReplayFrame,
+        Holds, Missing, PortEntry, ReplayFrame,
     };
     use crate::state::StateWord;
     use aya::Pod;
@@ -296,4 +342,36 @@ mod pod {
     unsafe impl Pod for Guard {}
     // SAFETY: as above.
     unsafe impl Pod for Missing {}
+    // SAFETY: as above.
+    unsafe impl Pod for Holds {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_counted_in_the_bucket_whose_bound_it_does_not_exceed() {
+        let mut holds = Holds::default();
+        for (held, bucket) in [
+            (0, 0),
+            (1_000_000, 0),
+            (1_000_001, 1),
+            (60_000_000_000, 14),
+            (60_000_000_001, 15),
+        ] {
+            let before = holds;
+            holds.add(held);
+            assert_eq!(holds.buckets[bucket], before.buckets[bucket] + 1, "{held}");
+            assert_eq!(
+                (holds.count(), holds.sum),
+                (before.count() + 1, before.sum + held)
+            );
+        }
+    }
+
+    #[test]
+    fn the_bounds_rise() {
+        assert!(HOLD_BOUNDS.is_sorted_by(|one, next| one < next));
+    }
 }

@@ -1,13 +1,13 @@
 //! The maps, and what the programs do with them.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use gate_common::abi::{
-    ALLOWED, AllowKey, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn, MAX_ALLOWED,
-    MAX_CHECKS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
+    ALLOWED, AllowKey, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn, Holds,
+    MAX_ALLOWED, MAX_CHECKS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
 };
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::Syn;
@@ -28,9 +28,9 @@ static mut ARMED: u64 = 0;
 #[unsafe(no_mangle)]
 static LAYER3: u32 = 0;
 
-/// The state words.
+/// The state words. Who looks at all of them often maps them.
 #[map]
-static GATES: Array<u64> = Array::with_max_entries(MAX_GATES, 0);
+static GATES: Array<u64> = Array::with_max_entries(MAX_GATES, BPF_F_MMAPABLE);
 
 /// The held SYNs, newest frame of each flow. Not LRU: what is held stays held.
 #[map]
@@ -51,7 +51,7 @@ static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0)
 
 /// How gates are guarded.
 #[map]
-static GUARDS: Array<Guard> = Array::with_max_entries(MAX_GATES, 0);
+static GUARDS: Array<Guard> = Array::with_max_entries(MAX_GATES, BPF_F_MMAPABLE);
 
 /// The guarded destinations where nothing listens.
 #[map]
@@ -61,6 +61,10 @@ static MISSING: HashMap<EndpointKey, Missing> =
 /// Counters.
 #[map]
 static STATS: PerCpuArray<GateStats> = PerCpuArray::with_max_entries(MAX_GATES, 0);
+
+/// How long SYNs were held. No program uses it: user space writes it where it injects.
+#[map]
+static HOLDS: Array<Holds> = Array::with_max_entries(MAX_GATES, 0);
 
 /// Room to put a [`HeldSyn`] together, which is too large for the stack.
 #[map]

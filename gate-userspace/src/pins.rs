@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/gate/            0700, root's; flock on it is the lock
-//!   v4/                        the ABI version
+//!   v5/                        the ABI version
 //!     4026531840/              the network namespace, by inode
 //!       GATES, HELD, …         the maps
 //!       links/2-xdp            the link that attaches to interface 2
@@ -170,7 +170,9 @@ impl Pins {
         self.folder().join(STEERING)
     }
 
-    fn names_folder(&self) -> PathBuf {
+    /// The folder of the gates' names.
+    #[must_use]
+    pub fn names_folder(&self) -> PathBuf {
         self.folder().join(NAMES)
     }
 

@@ -16,6 +16,7 @@ use aya_obj::generated::{
 use gate_common::abi::Direction;
 
 pub mod load;
+pub mod mapping;
 pub mod pidfd;
 pub mod probes;
 

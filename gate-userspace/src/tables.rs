@@ -1,19 +1,22 @@
 //! The pinned maps, typed. Whatever changes them takes the [`Lock`].
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::OnceLock;
 
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray};
-use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, Missing};
+use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, Holds, MAX_GATES, Missing};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
 use crate::sys;
+use crate::sys::mapping::{Mapped, Words};
 
 mod allow;
 mod checks;
@@ -27,7 +30,7 @@ pub use checks::Checks;
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 13] = [
     ARMED,
     "GATES",
     "ENDPOINTS",
@@ -40,6 +43,7 @@ pub const MAPS: [&str; 12] = [
     "MISSING",
     "PEERS",
     "STATS",
+    "HOLDS",
 ];
 
 /// The maps of one network namespace.
@@ -54,7 +58,10 @@ pub struct Tables {
     guards: Array<MapData, Guard>,
     missing: HashMap<MapData, EndpointKey, Missing>,
     stats: PerCpuArray<MapData, GateStats>,
+    holds: Array<MapData, Holds>,
     held_max: u32,
+    words: OnceLock<Mapped<StateWord>>,
+    guarding: OnceLock<Mapped<Guard>>,
 }
 
 /// Compares the map with what this version knows, because a pin that is reused is taken as it is.
@@ -102,7 +109,10 @@ impl Tables {
             guards: typed(Map::Array(data("GUARDS")?), pins.map("GUARDS"))?,
             missing: typed(Map::HashMap(data("MISSING")?), pins.map("MISSING"))?,
             stats: typed(Map::PerCpuArray(data("STATS")?), pins.map("STATS"))?,
+            holds: typed(Map::Array(data("HOLDS")?), pins.map("HOLDS"))?,
             held_max,
+            words: OnceLock::new(),
+            guarding: OnceLock::new(),
         })
     }
 
@@ -122,13 +132,13 @@ impl Tables {
             .map_err(Error::aya(format!("read state of gate {}", gate.0)))
     }
 
-    /// The state words of all slots, used or not.
+    /// The state words of all slots, used or not, in order. They are mapped, so it takes no call.
     ///
     /// # Errors
-    /// Those of the map.
+    /// The kernel's, the first time.
     pub fn states(&self) -> Result<Vec<(GateId, StateWord)>> {
-        sys::lookup_all(self.gates.map().fd().as_fd())
-            .map_err(Error::call("bpf batch look-up in", "GATES"))
+        let words = mapped(&self.words, self.gates.map(), "GATES")?;
+        Ok(slots().zip(words.iter()).collect())
     }
 
     /// All endpoints with their gates.
@@ -202,6 +212,32 @@ impl Tables {
             }
         }
         Ok(sum)
+    }
+
+    /// How long SYNs of a gate were held until they were injected.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn holds(&self, gate: GateId) -> Result<Holds> {
+        let what = || format!("read hold times of gate {}", gate.0);
+        self.holds.get(&gate.0, 0).map_err(Error::aya(what()))
+    }
+
+    /// Counts SYNs that were injected after they had been held for so long.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn count_holds(&mut self, _lock: &Lock, gate: GateId, held: &[Duration]) -> Result<()> {
+        let mut holds = self.holds(gate)?;
+        for held in held {
+            holds.add(u64::try_from(held.as_nanos()).unwrap_or(u64::MAX));
+        }
+        self.store_holds(gate, holds)
+    }
+
+    fn store_holds(&mut self, gate: GateId, holds: Holds) -> Result<()> {
+        let what = || format!("store hold times of gate {}", gate.0);
+        self.holds.set(gate.0, holds, 0).map_err(Error::aya(what()))
     }
 
     /// Stores a state word; a guarded gate stays guarded. A word that closes or guards arms the
@@ -431,6 +467,25 @@ pub fn attempt(flow: &FlowKey, syn: &HeldSyn) -> AttemptKey {
         flow: *flow,
         isn: syn.isn,
     }
+}
+
+/// All slots.
+fn slots() -> impl Iterator<Item = GateId> {
+    (0..MAX_GATES).map(GateId)
+}
+
+/// An array over all slots, mapped when it is first asked for.
+fn mapped<'a, V: Words>(
+    mapped: &'a OnceLock<Mapped<V>>,
+    map: &MapData,
+    name: &'static str,
+) -> Result<&'a Mapped<V>> {
+    if let Some(mapped) = mapped.get() {
+        return Ok(mapped);
+    }
+    let made =
+        Mapped::new(map.fd().as_fd(), MAX_GATES as usize).map_err(Error::call("mmap", name))?;
+    Ok(mapped.get_or_init(|| made))
 }
 
 fn is_full(error: &std::io::Error) -> bool {

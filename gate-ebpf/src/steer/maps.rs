@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, SockHash};
@@ -17,7 +17,7 @@ use crate::endpoints;
 
 /// Gate to split; 0 for none. One store hands a whole gate over.
 #[map]
-static HANDOVERS: Array<u32> = Array::with_max_entries(MAX_GATES, 0);
+static HANDOVERS: Array<u32> = Array::with_max_entries(MAX_GATES, BPF_F_MMAPABLE);
 
 /// The splits.
 #[map]

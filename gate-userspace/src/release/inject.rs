@@ -1,5 +1,6 @@
 //! Injecting those whose turn it is, and keeping the books.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use gate_common::abi::{ReplayFrame, Way};
@@ -71,6 +72,12 @@ impl Release {
         self.released.injected += injection.injected;
         self.released.gone += injection.lost;
         let rest = entries.split_off(injection.done);
+        // Where some did not go after all it isn't known which; they waited about as long.
+        count_holds(
+            lock,
+            tables,
+            &entries[..injection.injected.min(entries.len())],
+        )?;
         self.sent(lock, tables, &entries)?;
         self.pacer.put_back(rest);
         if injection.done > 0 {
@@ -132,6 +139,20 @@ impl Release {
         }
         tables.forget_attempts(lock, &old)
     }
+}
+
+/// Takes down how long these were held.
+fn count_holds(lock: &Lock, tables: &mut Tables, went: &[(Taker, Entry)]) -> Result<()> {
+    let now = clock::now();
+    let mut held = BTreeMap::<GateId, Vec<Duration>>::new();
+    for (_, entry) in went {
+        let of_gate = held.entry(entry.gate).or_default();
+        of_gate.push(clock::between(entry.arrived, now));
+    }
+    for (gate, held) in held {
+        tables.count_holds(lock, gate, &held)?;
+    }
+    Ok(())
 }
 
 fn is_up(ifindex: u32) -> Result<bool> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{MapError, PerCpuValues};
-use gate_common::abi::{GateStats, MAX_ENDPOINTS, MAX_GATES};
+use gate_common::abi::{GateStats, Holds, MAX_ENDPOINTS, MAX_GATES};
 use gate_common::flow::{EndpointKey, GateId, PortEntry};
 use gate_common::state::{BootTime, StateWord};
 
@@ -63,6 +63,7 @@ impl Tables {
         self.stats
             .set(gate.0, zero, 0)
             .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
+        self.store_holds(gate, Holds::default())?;
         // The slot may have been another's, allowed sources and all.
         self.store(gate, StateWord::OPEN, now)?;
         self.set_allowed(lock, gate, &[])?;

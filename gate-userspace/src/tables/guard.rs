@@ -9,7 +9,7 @@ use gate_common::abi::{Guard, Missing};
 use gate_common::flow::{EndpointKey, GateId};
 use gate_common::state::{BootTime, Effective};
 
-use super::Tables;
+use super::{Tables, mapped, slots};
 use crate::error::{Error, Result};
 use crate::pins::Lock;
 use crate::sys;
@@ -25,13 +25,13 @@ impl Tables {
             .map_err(Error::aya(format!("read the guard of gate {}", gate.0)))
     }
 
-    /// The guards of all slots, used or not.
+    /// The guards of all slots, used or not, in order. They are mapped, so it takes no call.
     ///
     /// # Errors
-    /// Those of the map.
+    /// The kernel's, the first time.
     pub fn guards(&self) -> Result<Vec<(GateId, Guard)>> {
-        sys::lookup_all(self.guards.map().fd().as_fd())
-            .map_err(Error::call("bpf batch look-up in", "GUARDS"))
+        let guards = mapped(&self.guarding, self.guards.map(), "GUARDS")?;
+        Ok(slots().zip(guards.iter()).collect())
     }
 
     /// The guarded destinations where nothing listens, those of all gates.

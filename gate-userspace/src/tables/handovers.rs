@@ -2,17 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, SkStorage, SockHash};
 use gate_common::flow::{EndpointKey, GateId};
 use gate_common::handover::{Alias, ListenerKey, MAX_ALIASES, MAX_SOCKETS, Split, Steered};
 
-use super::{is_full, typed};
+use super::{is_full, mapped, slots, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::{Lock, Pins};
 use crate::sockets::Backend;
 use crate::sys;
+use crate::sys::mapping::Mapped;
 
 /// The pinned maps.
 pub const MAPS: [&str; 5] = ["HANDOVERS", "SPLITS", "LISTENERS", "ALIASES", "SERVED"];
@@ -29,6 +31,7 @@ pub struct Needed {
 /// The maps of one network namespace.
 pub struct Handovers {
     words: Array<MapData, u32>,
+    mapped: OnceLock<Mapped<u32>>,
     splits: HashMap<MapData, u32, Split>,
     listeners: SockHash<MapData, ListenerKey>,
     aliases: HashMap<MapData, EndpointKey, Alias>,
@@ -52,6 +55,7 @@ impl Handovers {
         };
         Ok(Some(Self {
             words: typed(Map::Array(data("HANDOVERS")?), pins.map("HANDOVERS"))?,
+            mapped: OnceLock::new(),
             splits: typed(Map::HashMap(data("SPLITS")?), pins.map("SPLITS"))?,
             listeners: typed(Map::SockHash(data("LISTENERS")?), pins.map("LISTENERS"))?,
             aliases: typed(Map::HashMap(data("ALIASES")?), pins.map("ALIASES"))?,
@@ -189,10 +193,18 @@ impl Handovers {
     }
 
     fn handed(&self) -> Result<impl Iterator<Item = GateId>> {
-        let words = sys::lookup_all::<u32, u32>(self.words.map().fd().as_fd())
-            .map_err(Error::call("bpf batch look-up in", "HANDOVERS"))?;
-        let handed = words.into_iter().filter(|(_, id)| *id != 0);
-        Ok(handed.map(|(gate, _)| GateId(gate)))
+        Ok(self.words()?.into_iter().map(|(gate, _)| gate))
+    }
+
+    /// The gates that are handed over, in order, and the splits that are in use; another split has
+    /// another number. They are mapped, so it takes no call.
+    ///
+    /// # Errors
+    /// The kernel's, the first time.
+    pub fn words(&self) -> Result<Vec<(GateId, u32)>> {
+        let words = mapped(&self.mapped, self.words.map(), "HANDOVERS")?;
+        let handed = slots().zip(words.iter());
+        Ok(handed.filter(|(_, split)| *split != 0).collect())
     }
 
     /// Which hooks some handover or alias needs.
