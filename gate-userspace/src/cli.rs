@@ -20,6 +20,7 @@ mod close;
 mod completions;
 mod define;
 mod drain;
+mod events;
 mod flush;
 mod guard;
 mod handover;
@@ -104,6 +105,8 @@ enum Command {
     Check(check::Check),
     /// Print the JSON schema of the configuration.
     Schema(schema::Schema),
+    /// Follow what happens to the gates: closed, opened, a lease that ran out, a missing listener ...
+    Events(events::Events),
     /// Follow the data path's debug log (`gate up --debug`).
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
@@ -160,6 +163,11 @@ impl Answer {
             complaint: None,
         }
     }
+
+    /// Of a command that has said all that it had to say.
+    fn said() -> Self {
+        Self::done(String::new(), Value::Null)
+    }
 }
 
 impl Cli {
@@ -174,6 +182,8 @@ impl Cli {
             crate::complain(complaint);
         }
         let text = match json {
+            // A command that has answered already.
+            true if answer.fields.is_null() => String::new(),
             true => report::answer(answer.fields) + "\n",
             false => answer.text,
         };
@@ -210,6 +220,8 @@ impl Command {
             Self::Schema(args) => return Ok(schema::run(args)),
             // For an endpoint these need neither BPF nor its file system.
             Self::Drain(args) => return drain::run(args, json),
+            // The daemon shows its events to whoever may ask it.
+            Self::Events(args) => return events::run(args, json),
             Self::Flush(args) => return flush::run(args, json),
             _ => {}
         }
@@ -231,6 +243,7 @@ impl Command {
             Self::Reject(args) => close::run(&pins, &args, Closed::Reject)?,
             Self::Open(args) => open::run(&pins, &args)?,
             Self::Drain(args) => drain::run(&args, json)?,
+            Self::Events(args) => events::run(&args, json)?,
             Self::Flush(args) => flush::run(&args, json)?,
             Self::Status => {
                 let status = status::read(&pins)?;

@@ -1,10 +1,53 @@
 //! What happened to the gates, as it is told to people, machines and the counters.
+//!
+//! The kernel tells nobody that a gate was closed, and whoever closes one may die before he could. So
+//! what happened is found out by comparing two looks at what is live: a [`Source`] takes them, ten a
+//! second, and an [`Observer`] compares them.
+
+mod json;
+mod observer;
+mod source;
 
 use std::time::{Duration, SystemTime};
 
-use gate_common::state::Mode;
+use gate_common::state::{BootTime, Mode};
 
+use crate::clock;
 use crate::endpoint::Endpoint;
+
+pub use json::{from_json, json};
+pub use observer::Observer;
+pub use source::{Known, Outage, Snapshot, Source};
+
+/// Between two looks. What comes and goes within it may not be seen.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// A moment, by the clock of leases and by that of people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Since boot.
+    pub boot: BootTime,
+    /// The time of day.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            boot: clock::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// The time of day at an earlier moment; this one's where it is later.
+    #[must_use]
+    pub fn wall_at(self, earlier: BootTime) -> SystemTime {
+        let ago = clock::between(earlier, self.boot);
+        self.wall.checked_sub(ago).unwrap_or(self.wall)
+    }
+}
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

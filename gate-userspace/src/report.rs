@@ -11,6 +11,7 @@ mod check;
 mod close;
 mod define;
 mod drain;
+mod events;
 mod flush;
 mod guard;
 mod handover;
@@ -26,6 +27,7 @@ pub use check::{checked, checked_json, config_problems};
 pub use close::{closed, closed_json};
 pub use define::{defined, defined_json, forgotten, forgotten_json};
 pub use drain::{Owners, drain_complaint, drained, drained_json, inodes};
+pub use events::{event, what};
 pub use flush::{flush_complaint, flush_json, flushed, flushed_json};
 pub use guard::{
     guard_event, guard_event_json, guarded, guarded_json, unguarded, unguarded_json, watched,
