@@ -15,9 +15,11 @@ use serde_json::Value;
 use crate::log;
 
 mod alias;
+mod api;
 mod check;
 mod close;
 mod completions;
+mod daemon;
 mod define;
 mod drain;
 mod events;
@@ -107,6 +109,10 @@ enum Command {
     Schema(schema::Schema),
     /// Follow what happens to the gates: closed, opened, a lease that ran out, a missing listener ...
     Events(events::Events),
+    /// Watch the backends, release what guards hold, and serve the API, as the configuration says.
+    Daemon(daemon::Daemon),
+    /// Let the daemon read its configuration and apply the difference.
+    Reload(daemon::Reload),
     /// Follow the data path's debug log (`gate up --debug`).
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
@@ -216,6 +222,8 @@ impl Command {
             Self::Completions(args) => return Ok(completions::run(args)),
             Self::Man(args) => return man::run(args),
             // Neither do these look at the host.
+            Self::Daemon(args) => return daemon::run(args),
+            Self::Reload(args) => return daemon::reload(args),
             Self::Check(args) => return Ok(check::run(args)?),
             Self::Schema(args) => return Ok(schema::run(args)),
             // For an endpoint these need neither BPF nor its file system.
@@ -261,6 +269,8 @@ impl Command {
             Self::Purge(args) => purge::run(&pins, &args)?,
             Self::Check(args) => check::run(&args)?,
             Self::Schema(args) => schema::run(&args),
+            Self::Daemon(args) => daemon::run(&args)?,
+            Self::Reload(args) => daemon::reload(&args)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,
             Self::Completions(args) => completions::run(&args),

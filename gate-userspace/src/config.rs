@@ -12,6 +12,7 @@ use crate::health::Spec;
 use crate::hooks::HookChoice;
 use crate::release::Rate;
 
+mod apply;
 mod check;
 mod error;
 mod file;
@@ -23,11 +24,15 @@ mod shape;
 mod tests;
 mod whole;
 
+pub use apply::{Applied, apply};
 pub use error::{ConfigError, Position, Problem};
 pub use schema::{markdown, schema};
 
 /// Where the configuration is, unless another place is named.
 pub const PATH: &str = "/etc/gate/gate.toml";
+
+/// Where the daemon's API is, unless the configuration names another place.
+pub const SOCKET: &str = "/run/gate/gate.sock";
 
 /// The shortest lease that can be asked for.
 pub const LEASE_MIN: Duration = Duration::from_millis(1);
@@ -85,7 +90,7 @@ pub struct DaemonConfig {
 impl Default for DaemonConfig {
     fn default() -> Self {
         Self {
-            socket: PathBuf::from("/run/gate/gate.sock"),
+            socket: PathBuf::from(SOCKET),
             group: "gate".to_owned(),
             metrics: None,
             held: None,

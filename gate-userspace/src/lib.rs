@@ -31,6 +31,7 @@ pub mod hooks;
 pub mod interfaces;
 pub mod listens;
 pub mod logging;
+pub mod metrics;
 pub mod netdev;
 pub mod netlink;
 pub mod notify;

@@ -91,3 +91,14 @@ impl Listens {
         }
     }
 }
+
+/// The ports that the kernel tells of; waits for ever where it doesn't.
+///
+/// # Errors
+/// The kernel's.
+pub async fn next(listens: &mut Option<Listens>) -> Result<BTreeSet<u16>> {
+    match listens {
+        Some(listens) => listens.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use gate_userspace::config::ConfigError;
+use gate_userspace::daemon::DaemonError;
+use gate_userspace::daemon::client::ClientError;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::report;
 use serde_json::json;
@@ -24,9 +26,8 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let known = error.downcast_ref::<Error>();
-            let code = known.map_or(exit::FAILURE, Error::exit_code);
-            if let Some(Error::Config(wrong)) = known {
+            let code = exit_code(&error);
+            if let Some(Error::Config(wrong)) = error.downcast_ref() {
                 misconfigured(wrong, code, json);
                 return ExitCode::from(code);
             }
@@ -34,6 +35,18 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// The exit code that goes with a failure.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let of_daemon = |error: &DaemonError| error.exit_code();
+    let of_client = |error: &ClientError| error.exit_code();
+    error
+        .downcast_ref::<Error>()
+        .map(Error::exit_code)
+        .or_else(|| error.downcast_ref().map(of_daemon))
+        .or_else(|| error.downcast_ref().map(of_client))
+        .unwrap_or(exit::FAILURE)
 }
 
 /// Tells of a failure, to people and, where it is asked for, to machines.
@@ -71,6 +84,17 @@ fn usage(error: &clap::Error) -> u8 {
         let _unseen = error.print();
         return exit::DONE;
     }
+    let text = format!("{} (`gate --help` tells more)", mistake(error));
+    // What could not be parsed can still say that it wants JSON.
+    let json = std::env::args()
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json");
+    fail(&text, exit::USAGE, json);
+    exit::USAGE
+}
+
+/// What is wrong with a command line, in one line.
+fn mistake(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let cause = text
         .split("\n\nUsage:")
@@ -79,14 +103,5 @@ fn usage(error: &clap::Error) -> u8 {
         .unwrap_or_default();
     let words: Vec<&str> = cause.split_whitespace().collect();
     let line = words.join(" ");
-    let text = format!(
-        "{} (`gate --help` tells more)",
-        line.strip_prefix("error: ").unwrap_or(&line)
-    );
-    // What could not be parsed can still say that it wants JSON.
-    let json = std::env::args()
-        .take_while(|word| word != "--")
-        .any(|word| word == "--json");
-    fail(&text, exit::USAGE, json);
-    exit::USAGE
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }

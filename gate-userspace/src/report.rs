@@ -15,6 +15,7 @@ mod events;
 mod flush;
 mod guard;
 mod handover;
+mod health;
 mod progress;
 mod purge;
 mod release;
@@ -27,13 +28,14 @@ pub use check::{checked, checked_json, config_problems};
 pub use close::{closed, closed_json};
 pub use define::{defined, defined_json, forgotten, forgotten_json};
 pub use drain::{Owners, drain_complaint, drained, drained_json, inodes};
-pub use events::{event, what};
+pub use events::{event, reloaded, what};
 pub use flush::{flush_complaint, flush_json, flushed, flushed_json};
 pub use guard::{
     guard_event, guard_event_json, guarded, guarded_json, unguarded, unguarded_json, watched,
     watched_json,
 };
 pub use handover::{finish_complaint, finished, handed, handed_json};
+pub use health::health_json;
 pub use progress::Stderr;
 pub use purge::{purged, purged_json};
 pub use release::{opened, opened_json, released_json};

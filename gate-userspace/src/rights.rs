@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
 const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -62,12 +64,18 @@ pub fn may_raise_limits() -> Result<bool> {
     Ok(own()? & 1 << CAP_SYS_RESOURCE != 0)
 }
 
-/// Whether this thread may look into any process that its user namespace has.
+/// Whether this thread may look into any process that its user namespace has, whoever owns it: into the
+/// process by `CAP_SYS_PTRACE`, and into its folder of descriptors by one of the two others.
 ///
 /// # Errors
 /// When the kernel doesn't tell.
 pub fn may_trace() -> Result<bool> {
-    Ok(own()? & 1 << CAP_SYS_PTRACE != 0)
+    Ok(traces(own()?))
+}
+
+fn traces(mask: u64) -> bool {
+    let reads = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH;
+    mask & 1 << CAP_SYS_PTRACE != 0 && mask & reads != 0
 }
 
 /// This thread's effective capabilities.
@@ -103,6 +111,12 @@ fn missing_of(mask: u64) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_trace_takes_two_capabilities() {
+        assert!(traces(1 << 19 | 1 << 2) && traces(1 << 19 | 1 << 1));
+        assert!(!traces(1 << 19) && !traces(1 << 1 | 1 << 2));
+    }
 
     #[test]
     fn names_what_is_missing() {

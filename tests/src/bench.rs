@@ -1,6 +1,7 @@
 //! Benchmarks: they print what one run on this machine gave, and judge nothing.
 
 mod baseline;
+pub mod daemon;
 pub mod datapath;
 pub mod endurance;
 pub mod handover;

@@ -20,6 +20,7 @@
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
 //! | [`foreign`] | BPF programs and maps that are not gate's |
+//! | [`machine`] | systemd as the first process, over a copy of the file system |
 //! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
 //!
 //! Nothing here sends a packet outside namespaces it made itself, and nothing outlives the process.
@@ -40,6 +41,7 @@ pub mod iptables;
 pub mod kernel;
 pub mod listener;
 pub mod load;
+pub mod machine;
 pub mod nft;
 pub mod nginx;
 pub mod packet;

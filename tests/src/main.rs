@@ -53,6 +53,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What the daemon costs, how soon it acts, and what its death does
+    Daemon(bench::daemon::Options),
     /// What the data path costs a packet
     Datapath(bench::datapath::Options),
     /// What clients see of many restarts in a row
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Demo(options) => demo::demo(options),
+        Command::Bench(Bench::Daemon(options)) => bench::daemon::daemon(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
         Command::Bench(Bench::Handover(options)) => bench::handover::handover(options),

@@ -95,13 +95,28 @@ pub fn has(feature: Feature) -> bool {
     match check(feature) {
         Ok(None) => true,
         Ok(Some(reason)) => {
-            let current = thread::current();
-            let test = current.name().unwrap_or("a test");
-            note(&format!("SKIPPED {test}: {reason}\n")).expect("note a skipped test");
+            skip(&reason);
             false
         }
         Err(error) => panic!("{error:#}"),
     }
+}
+
+/// Whether the test can go on: not where the runner left a reason in this variable, which is what the
+/// host, not the kernel, lacks.
+#[must_use]
+pub fn allowed_by(variable: &str) -> bool {
+    let Ok(reason) = std::env::var(variable) else {
+        return true;
+    };
+    skip(&reason);
+    false
+}
+
+fn skip(reason: &str) {
+    let current = thread::current();
+    let test = current.name().unwrap_or("a test");
+    note(&format!("SKIPPED {test}: {reason}\n")).expect("note a skipped test");
 }
 
 /// Why a test that needs the feature is skipped; nothing when it need not be.

@@ -52,7 +52,7 @@ fn a_purge_releases_what_is_held_and_leaves_nothing() {
     gate(&topology, &["handover", "web", "--to", "10.0.0.5:8082"]);
     gate(&topology, &["hold", "web"]);
     let client = Clients::one(&topology, server_v4(PORT));
-    wait_until_held(&topology, ENDPOINT, 1);
+    wait_until_held(&topology, "web", 1);
     let text = gate(&topology, &["purge"]).stdout;
     assert_eq!(text, "detached from eth0; 1 connection released first\n");
     assert!(client.finish_connected() < BEFORE_RETRANSMISSION);

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cargo;
+mod deb;
 mod debian;
 mod linker;
 mod lint;
@@ -53,6 +54,8 @@ enum Task {
     /// Build, then measure (as root)
     #[command(subcommand)]
     Bench(Bench),
+    /// Build Debian's package, and let lintian look at it
+    Deb(deb::Options),
     /// Run all tests; the live ones as root
     Test {
         /// Run only the tests whose names contain one of these
@@ -66,6 +69,12 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What the daemon costs, how soon it acts, and what its death does
+    Daemon {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// What a packet costs in the data path
     Datapath {
         /// Arguments for the benchmark
@@ -127,6 +136,9 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Err(root.exec(&gate, &args, &[]));
         }
         Task::Demo { args } => return lab(&["demo"], args, Vec::new()),
+        Task::Bench(Bench::Daemon { args }) => {
+            return lab(&["bench", "daemon"], args, Vec::new());
+        }
         Task::Bench(Bench::Datapath { args }) => {
             return lab(&["bench", "datapath"], args, Vec::new());
         }
@@ -150,6 +162,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             let iperf3 = programs::iperf3(&Cache::open()?)?;
             return lab(&["bench", "throughput"], args, iperf3);
         }
+        Task::Deb(options) => deb::run_task(&options, build_gate)?,
         Task::Test { filters } => return tests::run(&filters),
         Task::Vm(options) => return vm::run(&options),
         Task::Lint => {

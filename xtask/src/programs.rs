@@ -42,6 +42,8 @@ enum By {
     Python(&'static str),
     /// The loader of a newer C library than the system's.
     Loader(&'static str),
+    /// The system's Perl, with the packages' modules.
+    Perl,
 }
 
 /// What most of them are.
@@ -131,6 +133,24 @@ const GUNICORN: Program = Program {
     ..PLAIN
 };
 
+/// The checker of Debian's packages: a program in Perl, with many modules.
+const LINTIAN: Program = Program {
+    name: "lintian",
+    packages: &["lintian"],
+    always: |name| {
+        (name.starts_with("lib") && name.ends_with("-perl"))
+            || matches!(
+                name,
+                "diffstat" | "patchutils" | "plzip" | "lzop" | "t1utils"
+            )
+    },
+    path: "usr/bin/lintian",
+    version: "--version",
+    variables: ["GATE_TEST_LINTIAN", "GATE_TEST_LINTIAN_LIBS"],
+    by: By::Perl,
+    ..PLAIN
+};
+
 /// What renders manual pages.
 const GROFF: Program = Program {
     name: "groff",
@@ -154,7 +174,49 @@ const IPTABLES: Program = Program {
 
 /// The variables that tell the tests which programs to run.
 pub fn ensure(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
-    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN, GROFF])
+    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN])
+}
+
+/// Those for the tests of what is no matter of the kernel's: the manual and the package.
+pub fn host(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(cache, &[GROFF])
+}
+
+/// The checker of Debian's packages, ready to be given one.
+pub fn lintian(cache: &Cache) -> Result<Command> {
+    if let Some(installed) = find(LINTIAN.name) {
+        return Ok(Command::new(installed));
+    }
+    let variables = one(cache, LINTIAN)?;
+    let root = cache.path(LINTIAN.name);
+    let mut lintian = Command::new(root.join(LINTIAN.path));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = [root.join("usr/bin")]
+        .into_iter()
+        .chain(std::env::split_paths(&path));
+    lintian
+        .env("PATH", std::env::join_paths(folders).context("join PATH")?)
+        .env("LINTIAN_BASE", root.join("usr/share/lintian"))
+        .env("PERL5LIB", perl(&root)?);
+    if let Some((_, folders)) = variables
+        .iter()
+        .find(|(name, _)| *name == LINTIAN.variables[1])
+    {
+        lintian.env("LD_LIBRARY_PATH", folders);
+    }
+    Ok(lintian)
+}
+
+/// Where Debian's packages put Perl's modules.
+fn perl(root: &Path) -> Result<std::ffi::OsString> {
+    let mut folders = vec![root.join("usr/share/perl5")];
+    for libraries in debian::library_folders(root) {
+        let versions = std::fs::read_dir(libraries.join("perl5"))
+            .into_iter()
+            .flatten();
+        folders.extend(versions.flatten().map(|version| version.path()));
+    }
+    std::env::join_paths(folders).context("join PERL5LIB")
 }
 
 /// Those for nginx alone.
@@ -261,6 +323,13 @@ impl Program {
             By::Loader(loader) => {
                 let mut command = Command::new(root.join(loader));
                 command.arg(&path);
+                command
+            }
+            By::Perl => {
+                let mut command = Command::new(&path);
+                command
+                    .env("LINTIAN_BASE", root.join("usr/share/lintian"))
+                    .env("PERL5LIB", perl(root)?);
                 command
             }
             By::Python(home) => {

@@ -11,13 +11,19 @@ use crate::cache::Cache;
 use crate::cargo::{self, cargo};
 use crate::process::{Root, line};
 use crate::tally::{Tally, skipped};
-use crate::{programs, toolchain};
+use crate::{deb, programs, toolchain};
 
 /// The package whose tests drive real traffic.
 const LIVE: &str = "--package=gate-tests";
 
 /// The variable that names the file into which a test writes that it can't run, and why.
 pub const SKIPS: &str = "GATE_SKIPS";
+
+/// The variable that names the package under test.
+const PACKAGE: &str = "GATE_TEST_DEB";
+
+/// The variable that tells why there is none: the host is not Debian's, say.
+const NO_PACKAGE: &str = "GATE_TEST_NO_DEB";
 
 /// All but the documentation's examples, which cargo runs by themselves.
 const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
@@ -39,6 +45,7 @@ pub fn run(filters: &[String]) -> Result<ExitCode> {
                 with_filters(cargo_test().args(documented), filters),
             )?;
             total += live(filters, &variables)?;
+            total += package(filters, &variables);
         }
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -54,11 +61,41 @@ fn prepare() -> Result<Vec<(&'static str, PathBuf)>> {
     let cache = Cache::open()?;
     toolchain::ensure(&cache)?;
     let mut variables = programs::ensure(&cache)?;
+    variables.extend(programs::host(&cache)?);
     drop(cache);
     cargo::build(&["--package=gate-userspace", LIVE])?;
-    variables.push(("GATE_BIN", cargo::binary("debug", "gate")?));
+    let gate = cargo::binary("debug", "gate")?;
+    match deb::missing() {
+        None => variables.push((
+            PACKAGE,
+            deb::build(&gate, &cargo::binary("debian-test", "")?)?,
+        )),
+        Some(missing) => variables.push((NO_PACKAGE, format!("needs {missing}").into())),
+    }
+    variables.push(("GATE_BIN", gate));
     variables.push((SKIPS, cargo::binary("debug", "skipped-tests")?));
     Ok(variables)
+}
+
+/// What lintian says of the package, as one test.
+fn package(filters: &[String], variables: &[(&str, PathBuf)]) -> Tally {
+    let name = "lintian finds no error in the package";
+    let wanted = filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let package = variables.iter().find(|(name, _)| *name == PACKAGE);
+    let Some((_, package)) = package.filter(|_| wanted) else {
+        return Tally::default();
+    };
+    let linted = deb::lint(package);
+    if let Err(error) = &linted {
+        eprintln!("error: {error:#}");
+    }
+    let passed = linted.is_ok();
+    println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+    Tally {
+        passed: u64::from(passed),
+        failed: u64::from(!passed),
+        ..Tally::default()
+    }
 }
 
 /// Two at a time: more would make each other's timings worse.

@@ -34,6 +34,10 @@ const PACKAGES: [&str; 4] = [
     "--package=gate-tests",
 ];
 
+/// Programs of tests that are no matter of the kernel's, and need what the machines lack: groff, dpkg and
+/// systemd.
+const NOT_THE_KERNELS: [&str; 2] = ["tests manual", "tests package"];
+
 /// Which kernels, and how.
 #[derive(Args)]
 pub struct Options {
@@ -154,6 +158,7 @@ impl Parts {
         variables.push(("GATE_BIN", gate));
         let tests = cargo::build_tests(&[&PACKAGES[..], &["--tests"]].concat())?
             .into_iter()
+            .filter(|program| !NOT_THE_KERNELS.contains(&&*program.name))
             .map(|program| {
                 let names = names(&program, &options.filters)?;
                 Ok(Tests { program, names })

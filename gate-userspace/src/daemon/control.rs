@@ -7,6 +7,7 @@ use gate_common::state::{BootTime, Closed, Effective, StateWord};
 
 use crate::clock;
 use crate::config::{Down, OnDown, OnUp};
+use crate::health::Health;
 use crate::release::Rate;
 
 /// The lease of a gate that rejects for as long as its backend is down. It is renewed, so that without a
@@ -15,18 +16,6 @@ const REJECT_LEASE: Duration = Duration::from_secs(10);
 
 /// What is left of a lease when it is renewed.
 const RENEW_BELOW: Duration = Duration::from_secs(5);
-
-/// What the checks of a gate say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Health {
-    /// Nothing yet.
-    #[default]
-    Unknown,
-    /// It is up.
-    Up,
-    /// It is down.
-    Down,
-}
 
 /// What a gate's configuration says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +49,18 @@ pub enum Action {
 
 /// One gate, as the daemon knows it. What it did itself stands in the gate's word, so the next daemon goes
 /// on from there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     health: Health,
+}
+
+impl Default for Control {
+    /// Of which nothing is known yet.
+    fn default() -> Self {
+        Self {
+            health: Health::Unknown,
+        }
+    }
 }
 
 impl Control {

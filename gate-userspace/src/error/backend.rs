@@ -87,7 +87,7 @@ pub enum BackendError {
     /// The socket is another user's, and the right to trace is missing.
     #[error(
         "what listens on {address} is {user}'s, and its socket is not to be had without \
-         CAP_SYS_PTRACE: nothing was changed; run it as root, with that capability"
+         CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: nothing was changed; run it as root, with both"
     )]
     OtherUser {
         /// Where it listens.
@@ -97,8 +97,8 @@ pub enum BackendError {
     },
     /// Another user's process can't be looked into.
     #[error(
-        "{process} is {user}'s, and its sockets are not to be had without CAP_SYS_PTRACE: nothing \
-         was changed; run it as root, with that capability"
+        "{process} is {user}'s, and its sockets are not to be had without CAP_SYS_PTRACE and \
+         CAP_DAC_READ_SEARCH: nothing was changed; run it as root, with both"
     )]
     OtherUsersProcess {
         /// The process.

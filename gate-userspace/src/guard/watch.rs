@@ -15,7 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::Gate;
 use crate::handover;
-use crate::listens::Listens;
+use crate::listens::{self, Listens};
 use crate::pins::Pins;
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
@@ -156,20 +156,11 @@ pub async fn watch(
         tokio::select! {
             biased;
             signal = signals.next() => return Ok(End::Signal(signal)),
-            ports = told(&mut listens) => {
-                ports?;
-                watcher.tell();
+            ports = listens::next(&mut listens) => {
+                watcher.tell(&ports?);
             }
             () = sleep(pause) => {}
         }
-    }
-}
-
-/// The ports that the kernel tells of; waits for ever where it doesn't.
-async fn told(listens: &mut Option<Listens>) -> Result<BTreeSet<u16>> {
-    match listens {
-        Some(listens) => listens.next().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -199,9 +190,18 @@ impl Watcher {
         })
     }
 
-    /// Says that a socket began to listen.
-    pub fn tell(&mut self) {
-        self.told = Some(Instant::now());
+    /// Says that sockets began to listen at these ports.
+    pub fn tell(&mut self, ports: &BTreeSet<u16>) {
+        let now = Instant::now();
+        self.told = Some(now);
+        // Another socket than that which what was released there met.
+        self.released
+            .retain(|key, _| !ports.contains(&key.port.number()));
+        for (key, releasing) in &mut self.releasing {
+            if ports.contains(&key.port.number()) {
+                releasing.due = now;
+            }
+        }
     }
 
     /// The gates that are guarded, with their words and how.

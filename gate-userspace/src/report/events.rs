@@ -64,3 +64,10 @@ pub fn what(what: &What) -> String {
         What::Failed { why } => format!("failed: {why}"),
     }
 }
+
+/// The lines of `gate reload`.
+#[must_use]
+pub fn reloaded(fields: &serde_json::Value) -> String {
+    let count = fields["changes"].as_array().map_or(0, Vec::len);
+    format!("{}\n", what(&What::Applied { changes: count }))
+}

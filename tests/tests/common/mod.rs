@@ -10,6 +10,7 @@
 mod attached;
 mod connected;
 mod connections;
+mod daemons;
 mod refusing;
 mod restarts;
 mod tc;
@@ -32,6 +33,7 @@ use gate_userspace::status::{self, GateStatus, Status};
 pub use attached::*;
 pub use connected::*;
 pub use connections::*;
+pub use daemons::*;
 pub use refusing::*;
 pub use restarts::*;
 pub use tc::*;

@@ -1,0 +1,523 @@
+//! The daemon's loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use gate_common::state::StateWord;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_blocking, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::Commands;
+use super::actions::{Actions, Spare, Task};
+use super::api::{Api, Ask, MetricsOnly};
+use super::control::{Action, Control, Policy};
+use super::error::DaemonError;
+use super::hub::Hub;
+use super::keeper::{Keeper, error_line, failed};
+use super::reload::Reloading;
+use super::server::{serve_tcp, serve_unix};
+use super::socket::Socket;
+use crate::clock;
+use crate::config::{self, Config};
+use crate::error::{Error, Result};
+use crate::events::{self, Event, Moment, Observer, Snapshot, Source, What};
+use crate::gates::GateName;
+use crate::health::{Health, HealthEvent, Monitor};
+use crate::interfaces;
+use crate::listens::{self, Listens};
+use crate::metrics;
+use crate::notify;
+use crate::pins::Pins;
+use crate::report;
+
+/// Between two looks at leases and interfaces.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Until a configuration that could not be applied is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// For what is under way when the daemon is to end.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Questions of the API that wait.
+const ASKS: usize = 16;
+
+/// How the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+}
+
+/// Runs until SIGTERM or SIGINT. The gates stay as they are then.
+///
+/// # Errors
+/// [`DaemonError`]; nothing is changed then.
+pub fn run(pins: &Pins, options: &Options, commands: Arc<dyn Commands>) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::call("start", "the tokio runtime"))?;
+    let ended = runtime.block_on(LocalSet::new().run_until(async {
+        let mut daemon = Daemon::start(pins, options, commands).await?;
+        daemon.run().await;
+        Ok(())
+    }));
+    // A command of the API may wait for minutes, and what it waits for is the kernel's.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The signals that the daemon minds.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(Error::call("sigaction", "the daemon's signals"));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// What happens next.
+enum Next {
+    End,
+    Hangup,
+    Ask(Ask),
+    Health(HealthEvent),
+    Listening(Result<BTreeSet<u16>>),
+    Look,
+    Observe,
+    Settle,
+    Alive,
+    Done(Task, Result<()>),
+    Reloaded,
+}
+
+struct Daemon {
+    pins: Pins,
+    config: Config,
+    gates: BTreeMap<GateName, Control>,
+    monitor: Monitor,
+    source: Source,
+    observer: Observer,
+    snapshot: Snapshot,
+    metrics: metrics::Counts,
+    keeper: Keeper,
+    actions: Actions,
+    listens: Option<Listens>,
+    reloading: Reloading,
+    hub: Hub,
+    asks: mpsc::Receiver<Ask>,
+    signals: Signals,
+    /// What could not be looked at, told once.
+    blind: Option<String>,
+    /// Checks that could not be made, and why.
+    unmade: BTreeMap<(GateName, usize), String>,
+    _socket: Socket,
+}
+
+impl Daemon {
+    async fn start(
+        pins: &Pins,
+        options: &Options,
+        commands: Arc<dyn Commands>,
+    ) -> Result<Self, DaemonError> {
+        let signals = Signals::new()?;
+        let config = config::load(&options.config).map_err(Error::from)?;
+        let (socket, listener) = Socket::bind(&config.daemon.socket, &config.daemon.group)?;
+        let metrics = match config.daemon.metrics {
+            Some(address) => Some(metrics_listener(address).await?),
+            None => None,
+        };
+        let listens = Listens::open();
+        if let Err(error) = &listens {
+            log::warn!("listeners are polled: {}", error_line(error));
+        }
+        let listens = listens.ok();
+        let (sender, asks) = mpsc::channel(ASKS);
+        let group = socket.group;
+        let mut daemon = Self {
+            pins: pins.clone(),
+            gates: BTreeMap::new(),
+            monitor: Monitor::new(Some(pins.clone()), checks(&config)),
+            source: Source::new(pins),
+            observer: Observer::new(),
+            snapshot: Snapshot::default(),
+            metrics: metrics::Counts::default(),
+            keeper: Keeper::new(pins, listens.is_some()),
+            actions: Actions::new(pins, Spare::default()),
+            listens,
+            reloading: Reloading::new(pins, &options.config),
+            hub: Hub::new(),
+            asks,
+            signals,
+            blind: None,
+            unmade: BTreeMap::new(),
+            config: config.clone(),
+            _socket: socket,
+        };
+        // What was there before the daemon is no event.
+        daemon.observe();
+        daemon.reloading.begin_with(config);
+        daemon.reloading.done().await;
+        daemon.reloaded();
+        // What releases is loaded by the time that systemd is told.
+        daemon.look();
+        let api = Api {
+            hub: daemon.hub.clone(),
+            commands,
+            asks: sender.clone(),
+        };
+        spawn_local(serve_unix(listener, group, Rc::new(api)));
+        if let Some(metrics) = metrics {
+            spawn_local(serve_tcp(metrics, Rc::new(MetricsOnly(sender))));
+        }
+        notify::ready(&daemon.words());
+        log::info!("{}", daemon.words());
+        Ok(daemon)
+    }
+
+    async fn run(&mut self) {
+        let mut observe = ticks(events::INTERVAL);
+        let mut settle = ticks(SETTLE);
+        // Without a watchdog nobody minds.
+        let mut alive = ticks(notify::watchdog_interval().unwrap_or(Duration::from_secs(3600)));
+        loop {
+            let look = tokio::time::Instant::from_std(self.keeper.due);
+            let next = tokio::select! {
+                biased;
+                _ = self.signals.terminate.recv() => Next::End,
+                _ = self.signals.interrupt.recv() => Next::End,
+                ports = listens::next(&mut self.listens) => Next::Listening(ports),
+                () = sleep_until(look) => Next::Look,
+                event = self.monitor.next() => Next::Health(event),
+                (task, result) = self.actions.next() => Next::Done(task, result),
+                () = self.reloading.done() => Next::Reloaded,
+                _ = self.signals.hangup.recv() => Next::Hangup,
+                _ = alive.tick() => Next::Alive,
+                _ = observe.tick() => Next::Observe,
+                _ = settle.tick() => Next::Settle,
+                Some(ask) = self.asks.recv() => Next::Ask(ask),
+            };
+            match next {
+                Next::End => break,
+                Next::Hangup => self.reload(None),
+                Next::Ask(ask) => self.answer(ask),
+                Next::Health(event) => self.on_health(&event),
+                Next::Listening(Ok(ports)) => self.on_listening(&ports),
+                Next::Listening(Err(error)) => {
+                    self.tell(&failed(error_line(&error)));
+                    self.listens = None;
+                    self.keeper.poll();
+                }
+                Next::Look => self.look(),
+                Next::Observe => self.observe(),
+                Next::Settle => self.settle(),
+                Next::Alive => notify::alive(),
+                Next::Done(task, result) => self.on_done(&task, result),
+                Next::Reloaded => self.reloaded(),
+            }
+        }
+        notify::stopping();
+        log::info!("ending; the gates stay as they are");
+        // What is half done would wait for its lease.
+        let _given_up = timeout(GOODBYE, self.actions.finish()).await;
+    }
+
+    /// One line for people.
+    fn words(&self) -> String {
+        let gates = self.config.gates.len();
+        let checks: usize = self
+            .config
+            .gates
+            .values()
+            .map(|gate| gate.checks.len())
+            .sum();
+        let pending = match self.reloading.pending() {
+            Some(why) => format!("; not applied: {why}"),
+            None => String::new(),
+        };
+        format!("watching {gates} gates with {checks} checks{pending}")
+    }
+
+    fn tell(&mut self, event: &Event) {
+        let line = report::event(event);
+        match event.what {
+            What::Failed { .. } | What::Down { .. } | What::Expired => log::warn!("{line}"),
+            _ => log::info!("{line}"),
+        }
+        self.metrics.count(event);
+        self.hub.tell(event);
+    }
+
+    fn look(&mut self) {
+        let mut happened = Vec::new();
+        self.keeper.look(&mut |event| happened.push(event));
+        happened.iter().for_each(|event| self.tell(event));
+    }
+
+    /// Looks at what is live, and tells what happened since the look before.
+    fn observe(&mut self) {
+        match self.source.look() {
+            Ok(snapshot) => {
+                self.blind = None;
+                let changed = snapshot.epoch != self.snapshot.epoch;
+                self.snapshot = snapshot.clone();
+                if changed {
+                    self.actions.forget();
+                    self.keeper.hurry();
+                }
+                for event in self.observer.step(snapshot, Moment::now()) {
+                    if matches!(event.what, What::Guarded { .. } | What::Opened) {
+                        self.keeper.hurry();
+                    }
+                    self.tell(&event);
+                }
+            }
+            Err(error) => {
+                let why = error_line(&error);
+                if self.blind.as_ref() != Some(&why) {
+                    self.tell(&failed(why.clone()));
+                    self.blind = Some(why);
+                }
+            }
+        }
+    }
+
+    /// A configured gate's word; none where there is no such gate.
+    fn word(&self, gate: &GateName) -> Option<StateWord> {
+        let label = gate.to_string();
+        let is_it = |known: &&events::Known| known.is_named && known.label == label;
+        let known = self.snapshot.gates.iter().find(|(_, known)| is_it(known));
+        let (id, _) = known?;
+        self.snapshot.words.get(id.0 as usize).copied()
+    }
+
+    fn policy(&self, gate: &GateName) -> Option<Policy> {
+        let gate = self.config.gates.get(gate)?;
+        Some(Policy {
+            on_down: gate.on_down,
+            on_up: gate.on_up,
+            max_hold: gate.max_hold,
+        })
+    }
+
+    fn on_health(&mut self, event: &HealthEvent) {
+        let (gate, health, why) = match event {
+            HealthEvent::Changed { gate, to, why, .. } => (gate, *to, why),
+            HealthEvent::Checked { .. } => return,
+            HealthEvent::Unmade { gate, index, why } => {
+                self.unmade(gate, *index, why);
+                return;
+            }
+        };
+        let what = match health {
+            Health::Up => Some(What::Up),
+            Health::Down => Some(What::Down {
+                why: why.clone().unwrap_or_default(),
+            }),
+            Health::Unknown => None,
+        };
+        if let Some(what) = what {
+            self.tell(&Event {
+                at: SystemTime::now(),
+                gate: Some(gate.to_string()),
+                what,
+            });
+        }
+        // Others may have closed it a moment ago.
+        self.observe();
+        let (Some(policy), Some(word)) = (self.policy(gate), self.word(gate)) else {
+            return;
+        };
+        let control = self.gates.entry(gate.clone()).or_default();
+        for action in control.on_health(health, &policy, word, clock::now()) {
+            self.act(gate, action);
+        }
+    }
+
+    /// A check could not be made: that is told once, and not as the backend's.
+    fn unmade(&mut self, gate: &GateName, index: usize, why: &str) {
+        let known = self.unmade.insert((gate.clone(), index), why.to_owned());
+        if known.as_deref() != Some(why) {
+            let mut event = failed(format!("check {}: {why}", index + 1));
+            event.gate = Some(gate.to_string());
+            self.tell(&event);
+        }
+    }
+
+    /// Sockets began to listen at these ports: what a guard holds goes to them, and a backend that was
+    /// down may be up.
+    fn on_listening(&mut self, ports: &BTreeSet<u16>) {
+        self.keeper.tell(ports);
+        for (gate, control) in &self.gates {
+            let config = self.config.gates.get(gate);
+            let is_there = config
+                .is_some_and(|config| config.endpoints.iter().any(|it| ports.contains(&it.port)));
+            if control.health() == Health::Down && is_there {
+                self.monitor.hurry(gate);
+            }
+        }
+    }
+
+    fn act(&mut self, gate: &GateName, action: Action) {
+        let allow = self.config.gates.get(gate).map(|gate| gate.allow.clone());
+        self.actions.push(Task {
+            gate: gate.clone(),
+            action,
+            allow: allow.unwrap_or_default(),
+        });
+    }
+
+    fn on_done(&mut self, task: &Task, result: Result<()>) {
+        let Err(error) = result else {
+            return;
+        };
+        let what = match task.action {
+            Action::Close { .. } => "close",
+            Action::Flush => "flush",
+            Action::Open { .. } => "open",
+        };
+        let mut event = failed(format!("{what}: {}", error_line(&error)));
+        event.gate = Some(task.gate.to_string());
+        self.tell(&event);
+    }
+
+    /// Renews leases, opens what nobody would open any more, and applies what could not be before.
+    fn settle(&mut self) {
+        let now = clock::now();
+        let mut due = Vec::new();
+        for (id, known) in self
+            .snapshot
+            .gates
+            .iter()
+            .filter(|(_, known)| known.is_named)
+        {
+            let word = self.snapshot.words.get(id.0 as usize).copied();
+            let Some(word) = word.filter(|word| word.is_by_health()) else {
+                continue;
+            };
+            let Ok(gate) = known.label.parse::<GateName>() else {
+                continue;
+            };
+            if self.actions.is_busy(&gate) {
+                continue;
+            }
+            let watched = self
+                .config
+                .gates
+                .get(&gate)
+                .is_some_and(|it| !it.checks.is_empty());
+            let policy = self.policy(&gate).filter(|_| watched);
+            let control = self.gates.get(&gate).copied().unwrap_or_default();
+            let action = match policy {
+                Some(policy) => control.on_tick(&policy, word, now),
+                None if Control::on_forgotten(word, now) => Some(Action::Open { rate: None }),
+                None => None,
+            };
+            due.extend(action.map(|action| (gate, action)));
+        }
+        for (gate, action) in due {
+            self.act(&gate, action);
+        }
+        let is_up = self.snapshot.epoch.is_some();
+        let missed = self
+            .reloading
+            .wanted()
+            .difference(&self.snapshot.interfaces);
+        let missed: BTreeSet<&String> = missed.collect();
+        let appeared = is_up && !missed.is_empty() && {
+            let there = interfaces::list().unwrap_or_default();
+            there
+                .iter()
+                .any(|interface| missed.contains(&interface.name))
+        };
+        if (appeared || self.reloading.pending().is_some()) && self.reloading.since() >= AGAIN {
+            self.reloading.begin_with(self.config.clone());
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Reload(reply) => self.reload(Some(reply)),
+            Ask::Plan(reply) => self.reloading.plan(reply),
+            Ask::Health(reply) => {
+                // Whoever asked may have gone.
+                let _gone = reply.send(Ok(report::health_json(&self.monitor.snapshot())));
+            }
+            Ask::Metrics(reply) => {
+                let (pins, health) = (self.pins.clone(), self.monitor.snapshot());
+                let counts = self.metrics.clone();
+                spawn_local(async move {
+                    let rendered =
+                        spawn_blocking(move || metrics::render(&pins, &counts, Some(&health)));
+                    let _gone = reply.send(match rendered.await {
+                        Ok(Ok(text)) => Ok(text),
+                        Ok(Err(error)) => Err(error_line(&error)),
+                        Err(error) => Err(error.to_string()),
+                    });
+                });
+            }
+        }
+    }
+
+    fn reload(&mut self, reply: Option<super::api::Reply<serde_json::Value>>) {
+        notify::reloading();
+        self.reloading.begin(reply);
+    }
+
+    /// A configuration was applied, or refused.
+    fn reloaded(&mut self) {
+        let Some(outcome) = self.reloading.take(&self.config) else {
+            return;
+        };
+        for event in &outcome.events {
+            self.tell(event);
+        }
+        if let Some(config) = outcome.config {
+            self.monitor.configure(checks(&config));
+            self.unmade.clear();
+            self.gates.retain(|gate, _| config.gates.contains_key(gate));
+            self.config = config;
+        }
+        notify::ready(&self.words());
+        self.observe();
+        self.keeper.hurry();
+    }
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn checks(config: &Config) -> Vec<(GateName, Vec<crate::health::Spec>)> {
+    let with = config
+        .gates
+        .iter()
+        .filter(|(_, gate)| !gate.checks.is_empty());
+    with.map(|(name, gate)| (name.clone(), gate.checks.clone()))
+        .collect()
+}
+
+async fn metrics_listener(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| DaemonError::Metrics { address, source })
+}
