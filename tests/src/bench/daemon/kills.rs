@@ -1,16 +1,19 @@
 //! What clients see while the daemon is killed again and again, and gates close and open.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use gate_userspace::error::exit;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{LIMIT, Options, configure, gate, ms, spawn};
 use crate::backend;
+use crate::exe;
 use crate::load::{Load, Outcome};
 use crate::service::Service;
 use crate::topology::{Side, Topology, server_v4};
@@ -42,7 +45,10 @@ pub(super) fn print(options: &Options) -> Result<Value> {
         ),
     )?;
     let service = Service::start(&topology, backend::Options::new(at))?;
-    gate(&topology, &["apply", "--config", super::CONFIG])?;
+    // It applies the configuration, and is the first to be killed.
+    let first = super::start(&topology)?;
+    first.signal(Signal::SIGKILL)?;
+    first.wait(LIMIT)?;
     let load = Load::new(at, options.rate, Duration::ZERO);
     let load = load.start_endless(&topology, Side::Client)?;
     let going = Arc::new(AtomicBool::new(true));
@@ -126,7 +132,7 @@ fn close_and_open(topology: &Topology, going: &AtomicBool) -> Result<Vec<Duratio
         gate(topology, &[verb, "web", "--for", &lease])?;
         if round % 2 == 0 {
             sleep(Duration::from_millis(round * 37 % 200));
-            gate(topology, &["open", "web"])?;
+            open(topology)?;
             continue;
         }
         // The command set the lease at some time before it ended.
@@ -147,12 +153,22 @@ fn close_and_open(topology: &Topology, going: &AtomicBool) -> Result<Vec<Duratio
     Ok(late)
 }
 
+/// Opens the gate; on a busy machine its lease may have been sooner.
+fn open(topology: &Topology) -> Result<()> {
+    let mut command = Command::new(exe::gate()?);
+    let output = topology.output(Side::Server, command.args(["open", "web"]), LIMIT)?;
+    match output.code() {
+        code if code == i32::from(exit::LEASE) => Ok(()),
+        _ => output.ok().map(drop),
+    }
+}
+
 /// Restarts the backend again and again, with nothing but the guard between.
 fn bounce(topology: &Topology, words: &[std::ffi::OsString], going: &AtomicBool) -> Result<u32> {
     let mut bounces = 0;
     while going.load(Ordering::Relaxed) {
         sleep(BACKEND);
-        let mut command = std::process::Command::new(&words[0]);
+        let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         topology.output(Side::Server, &mut command, LIMIT)?.ok()?;
         bounces += 1;
