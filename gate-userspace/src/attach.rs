@@ -69,6 +69,20 @@ impl Attachment {
         &self.pin
     }
 
+    /// One as tests need it: live where its interface has a name.
+    #[cfg(test)]
+    pub(crate) fn example(ifindex: u32, interface: Option<&str>, slot: Slot) -> Self {
+        Self {
+            ifindex,
+            slot,
+            by: By::Xdp,
+            program: 1,
+            interface: interface.map(str::to_owned),
+            hook: interface.map(|_| Hook::Xdp(XdpMode::Native)),
+            pin: PathBuf::new(),
+        }
+    }
+
     /// Whether it still sees packets of this network namespace.
     #[must_use]
     pub const fn is_live(&self) -> bool {

@@ -27,6 +27,7 @@ mod flush;
 mod guard;
 mod handover;
 mod man;
+mod metrics;
 mod open;
 mod purge;
 mod restart;
@@ -113,6 +114,8 @@ enum Command {
     Daemon(daemon::Daemon),
     /// Let the daemon read its configuration and apply the difference.
     Reload(daemon::Reload),
+    /// Print metrics of what is live, as Prometheus reads them.
+    Metrics(metrics::Metrics),
     /// Follow the data path's debug log (`gate up --debug`).
     Log,
     /// Tell whether gate works on this host, what it would attach to, and what degrades.
@@ -271,6 +274,7 @@ impl Command {
             Self::Schema(args) => schema::run(&args),
             Self::Daemon(args) => daemon::run(&args)?,
             Self::Reload(args) => daemon::reload(&args)?,
+            Self::Metrics(_) => metrics::run(&pins)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,
             Self::Completions(args) => completions::run(&args),

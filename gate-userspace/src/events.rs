@@ -15,7 +15,7 @@ use gate_common::state::{BootTime, Mode};
 use crate::clock;
 use crate::endpoint::Endpoint;
 
-pub use json::{from_json, json};
+pub use json::{from_json, json, name};
 pub use observer::Observer;
 pub use source::{Known, Outage, Snapshot, Source};
 

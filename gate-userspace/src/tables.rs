@@ -10,7 +10,6 @@ use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -23,6 +22,7 @@ mod checks;
 mod endpoints;
 mod guard;
 pub mod handovers;
+mod holds;
 
 pub use checks::Checks;
 
@@ -212,32 +212,6 @@ impl Tables {
             }
         }
         Ok(sum)
-    }
-
-    /// How long SYNs of a gate were held until they were injected.
-    ///
-    /// # Errors
-    /// Those of the map.
-    pub fn holds(&self, gate: GateId) -> Result<Holds> {
-        let what = || format!("read hold times of gate {}", gate.0);
-        self.holds.get(&gate.0, 0).map_err(Error::aya(what()))
-    }
-
-    /// Counts SYNs that were injected after they had been held for so long.
-    ///
-    /// # Errors
-    /// Those of the map.
-    pub fn count_holds(&mut self, _lock: &Lock, gate: GateId, held: &[Duration]) -> Result<()> {
-        let mut holds = self.holds(gate)?;
-        for held in held {
-            holds.add(u64::try_from(held.as_nanos()).unwrap_or(u64::MAX));
-        }
-        self.store_holds(gate, holds)
-    }
-
-    fn store_holds(&mut self, gate: GateId, holds: Holds) -> Result<()> {
-        let what = || format!("store hold times of gate {}", gate.0);
-        self.holds.set(gate.0, holds, 0).map_err(Error::aya(what()))
     }
 
     /// Stores a state word; a guarded gate stays guarded. A word that closes or guards arms the

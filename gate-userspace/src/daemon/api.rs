@@ -11,12 +11,10 @@ use super::hub::Hub;
 use super::server::{Answers, Body, Call, json as answer, refuse, streamed, text};
 use super::{Commands, Misuse};
 use crate::error::exit;
+use crate::metrics::CONTENT_TYPE;
 
 /// Media type of a stream of JSON lines.
 const LINES: &str = "application/x-ndjson";
-
-/// Media type of OpenMetrics 1.0.
-const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Where an answer goes; a failure is a line.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -129,7 +127,7 @@ impl Api {
 
 async fn metrics(asks: &mpsc::Sender<Ask>) -> Response<Body> {
     match ask(asks, Ask::Metrics).await {
-        Ok(rendered) => text(StatusCode::OK, METRICS, rendered),
+        Ok(rendered) => text(StatusCode::OK, CONTENT_TYPE, rendered),
         Err(refused) => refused,
     }
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use gate_common::state::StateWord;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -16,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Commands;
 use super::actions::{Actions, Spare, Task};
-use super::api::{Api, Ask, MetricsOnly};
+use super::api::{Api, Ask, MetricsOnly, Reply};
 use super::control::{Action, Control, Policy};
 use super::error::DaemonError;
 use super::hub::Hub;
@@ -32,7 +33,7 @@ use crate::gates::GateName;
 use crate::health::{Health, HealthEvent, Monitor};
 use crate::interfaces;
 use crate::listens::{self, Listens};
-use crate::metrics;
+use crate::metrics::{self, Connections, OfDaemon, Scrape, Tally};
 use crate::notify;
 use crate::pins::Pins;
 use crate::report;
@@ -116,7 +117,8 @@ struct Daemon {
     source: Source,
     observer: Observer,
     snapshot: Snapshot,
-    metrics: metrics::Counts,
+    tally: Tally,
+    connections: Arc<Mutex<Connections>>,
     keeper: Keeper,
     actions: Actions,
     listens: Option<Listens>,
@@ -158,7 +160,8 @@ impl Daemon {
             source: Source::new(pins),
             observer: Observer::new(),
             snapshot: Snapshot::default(),
-            metrics: metrics::Counts::default(),
+            tally: Tally::default(),
+            connections: Arc::default(),
             keeper: Keeper::new(pins, listens.is_some()),
             actions: Actions::new(pins, Spare::default()),
             listens,
@@ -261,7 +264,7 @@ impl Daemon {
             What::Failed { .. } | What::Down { .. } | What::Expired => log::warn!("{line}"),
             _ => log::info!("{line}"),
         }
-        self.metrics.count(event);
+        self.tally.event(event);
         self.hub.tell(event);
     }
 
@@ -318,6 +321,7 @@ impl Daemon {
     }
 
     fn on_health(&mut self, event: &HealthEvent) {
+        self.tally.health(event);
         let (gate, health, why) = match event {
             HealthEvent::Changed { gate, to, why, .. } => (gate, *to, why),
             HealthEvent::Checked { .. } => return,
@@ -460,23 +464,35 @@ impl Daemon {
                 // Whoever asked may have gone.
                 let _gone = reply.send(Ok(report::health_json(&self.monitor.snapshot())));
             }
-            Ask::Metrics(reply) => {
-                let (pins, health) = (self.pins.clone(), self.monitor.snapshot());
-                let counts = self.metrics.clone();
-                spawn_local(async move {
-                    let rendered =
-                        spawn_blocking(move || metrics::render(&pins, &counts, Some(&health)));
-                    let _gone = reply.send(match rendered.await {
-                        Ok(Ok(text)) => Ok(text),
-                        Ok(Err(error)) => Err(error_line(&error)),
-                        Err(error) => Err(error.to_string()),
-                    });
-                });
-            }
+            Ask::Metrics(reply) => self.scrape(reply),
         }
     }
 
-    fn reload(&mut self, reply: Option<super::api::Reply<serde_json::Value>>) {
+    /// Reads all figures on a thread of its own: that takes some system calls for each gate.
+    fn scrape(&self, reply: Reply<String>) {
+        let (pins, connections) = (self.pins.clone(), self.connections.clone());
+        let (tally, health) = (self.tally.clone(), self.monitor.snapshot());
+        let render = move || -> Result<String> {
+            let mut connections = connections.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scrape = Scrape::read(&pins, &mut connections)?;
+            scrape.daemon = Some(OfDaemon {
+                tally,
+                health,
+                process: metrics::Process::own()?,
+            });
+            Ok(metrics::render(scrape))
+        };
+        spawn_local(async move {
+            let rendered = match spawn_blocking(render).await {
+                Ok(rendered) => rendered.map_err(|error| error_line(&error)),
+                Err(error) => Err(error.to_string()),
+            };
+            // Whoever asked may have gone.
+            let _gone = reply.send(rendered);
+        });
+    }
+
+    fn reload(&mut self, reply: Option<Reply<Value>>) {
         notify::reloading();
         self.reloading.begin(reply);
     }

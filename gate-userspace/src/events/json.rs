@@ -25,6 +25,12 @@ pub fn json(event: &Event) -> Value {
     Value::Object(value)
 }
 
+/// What machines call it.
+#[must_use]
+pub fn name(what: &What) -> &'static str {
+    fields(what).0
+}
+
 fn fields(what: &What) -> (&'static str, Value) {
     match what {
         What::Defined => ("defined", Value::Null),
@@ -66,7 +72,7 @@ fn fields(what: &What) -> (&'static str, Value) {
     }
 }
 
-/// The event that [`json`] made these fields of; none for one that this version doesn't know.
+/// The event that [`json()`] made these fields of; none for one that this version doesn't know.
 #[must_use]
 pub fn from_json(value: &Value) -> Option<Event> {
     let at = humantime::parse_rfc3339(value["at"].as_str()?).ok()?;

@@ -128,8 +128,7 @@ fn close_and_open(topology: &Topology, going: &AtomicBool) -> Result<Vec<Duratio
     while going.load(Ordering::Relaxed) {
         round += 1;
         let began = Instant::now();
-        let verb = if round % 3 == 0 { "drop" } else { "hold" };
-        gate(topology, &[verb, "web", "--for", &lease])?;
+        gate(topology, &["hold", "web", "--for", &lease])?;
         if round % 2 == 0 {
             sleep(Duration::from_millis(round * 37 % 200));
             open(topology)?;
