@@ -126,8 +126,8 @@ impl Client {
     ) -> Result<Value, ClientError> {
         let response = self.ask(method, path, body).await?;
         let body = self.good(response).await?.into_body().collect().await;
-        let body = body.map_err(|error| self.no_answer(error))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|error| self.no_answer(error))
+        let body = body.map_err(|error| self.no_answer(&error))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| self.no_answer(&error))
     }
 
     async fn good(&self, response: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
@@ -136,7 +136,7 @@ impl Client {
             return Ok(response);
         }
         let body = response.into_body().collect().await;
-        let body = body.map_err(|error| self.no_answer(error))?.to_bytes();
+        let body = body.map_err(|error| self.no_answer(&error))?.to_bytes();
         let fields: Value = serde_json::from_slice(&body).unwrap_or_default();
         Err(ClientError::Refused {
             status: status.as_u16(),
@@ -161,7 +161,7 @@ impl Client {
             },
         })?;
         let handshaken = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshaken.map_err(|error| self.no_answer(error))?;
+        let (mut sender, connection) = handshaken.map_err(|error| self.no_answer(&error))?;
         tokio::spawn(connection);
         let body = body.map(|body| Bytes::from(body.to_string()));
         let request = Request::builder()
@@ -170,14 +170,14 @@ impl Client {
             .header(HOST, "gate")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body.unwrap_or_default()))
-            .map_err(|error| self.no_answer(error))?;
+            .map_err(|error| self.no_answer(&error))?;
         match timeout(PATIENCE, sender.send_request(request)).await {
-            Ok(answered) => answered.map_err(|error| self.no_answer(error)),
-            Err(_) => Err(self.no_answer(format!("not within {PATIENCE:?}"))),
+            Ok(answered) => answered.map_err(|error| self.no_answer(&error)),
+            Err(_) => Err(self.no_answer(&format!("not within {PATIENCE:?}"))),
         }
     }
 
-    fn no_answer(&self, why: impl ToString) -> ClientError {
+    fn no_answer(&self, why: &impl ToString) -> ClientError {
         ClientError::NoAnswer {
             path: self.path.clone(),
             why: why.to_string(),
