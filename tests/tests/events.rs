@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{
-    Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, held_client, listen, shell,
-    start_gate, up, wait_until, wait_until_held,
+    Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, held_client, listen,
+    restart_daemon, shell, start_daemon, start_gate, up, wait_until, wait_until_held,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
@@ -303,6 +303,55 @@ fn without_rights_it_says_so() {
         .output(Side::Server, command.args(["-c", &line]), LIMIT)
         .unwrap();
     assert_refusal(&output, 4, &["missing rights", "run it as root"]);
+}
+
+/// A gate that is checked ten times a second.
+fn watched() -> String {
+    format!(
+        "[gate.web]\nendpoints = [\"{ENDPOINT}\"]\ninterfaces = [\"{INTERFACE}\"]\n\
+         [[gate.web.check]]\ntcp = \"{ENDPOINT}\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\n\
+         [gate.web.on_down]\ndo = \"hold\"\n"
+    )
+}
+
+#[test]
+fn the_daemons_events_are_followed_and_its_death_is_survived() {
+    let topology = Topology::new().unwrap();
+    let daemon = start_daemon(&topology, &watched());
+    let following = Following::start(&topology);
+    let said = || following.0.stderr().unwrap();
+    assert!(
+        said().ends_with("following the events of the daemon\n"),
+        "{}",
+        said()
+    );
+    let backend = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
+    let has = |what: &What| {
+        let all = following.all();
+        all.iter().any(|event| event.what == *what)
+    };
+    wait_until("it is told to be up", || has(&What::Up));
+    drop(backend);
+    wait_until("it is told to be down", || {
+        let all = following.all();
+        all.iter()
+            .any(|event| matches!(event.what, What::Down { .. }))
+    });
+    wait_until("it is told to be closed", || {
+        let all = following.all();
+        all.iter()
+            .any(|event| matches!(event.what, What::Closed { .. }))
+    });
+    daemon.signal(Signal::SIGKILL).unwrap();
+    daemon.wait(LIMIT).unwrap();
+    wait_until("it says so", || said().contains("no daemon any more"));
+    gate(&topology, &["open", "web"]);
+    wait_until("it is told all the same", || has(&What::Opened));
+    let _daemon = restart_daemon(&topology);
+    wait_until("the daemon is followed again", || {
+        said().matches("following the events of the daemon").count() == 2
+    });
+    assert!(!following.0.has_ended().unwrap());
 }
 
 /// CPU time that this thread has taken.

@@ -5,11 +5,11 @@ mod common;
 use std::thread::sleep;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, MS, PORT, assert_connects_at_once, gate, held_client,
-    json, listen, up, wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, MS, PORT, assert_connects_at_once, gate, get,
+    held_client, json, listen, start_daemon, stop_daemon, up, wait_until, wait_until_held,
 };
 use gate_common::abi::Holds;
-use gate_tests::topology::{Side, Topology, server_v4};
+use gate_tests::topology::{INTERFACE, Side, Topology, server_v4};
 use gate_userspace::gates;
 use gate_userspace::pins::Pins;
 use gate_userspace::tables::Tables;
@@ -151,6 +151,36 @@ fn a_guard_and_a_missing_listener_are_told() {
     assert!(!text.contains(&format!("\"{client_address}")), "{text}");
     let _listener = listen(&topology, server_v4(PORT));
     client.finish_connected();
+}
+
+#[test]
+fn the_daemon_serves_them_with_what_only_it_knows() {
+    let topology = Topology::new().unwrap();
+    let config = format!(
+        "[gate.web]\nendpoints = [\"{ENDPOINT}\"]\ninterfaces = [\"{INTERFACE}\"]\n\
+         [[gate.web.check]]\ntcp = \"{ENDPOINT}\"\ninterval = \"100ms\"\nrise = 1\nfall = 2\n"
+    );
+    let daemon = start_daemon(&topology, &config);
+    let served = || {
+        let (status, text) = get(&topology, "/metrics").expect("an answer");
+        assert_eq!(status, 200, "{text}");
+        text.as_str().unwrap().to_owned()
+    };
+    let is = |series: &str, expected: f64| value(&served(), series) == Some(expected);
+    wait_until("it is down", || is("gate_health{gate=\"web\"}", 0.0));
+    let failed = "gate_health_checks_total{gate=\"web\",check=\"0\",result=\"failed\"}";
+    assert!(value(&served(), failed).unwrap() >= 2.0, "{}", served());
+    assert!(
+        is("gate_lease_expiries_total{gate=\"web\"}", 0.0),
+        "{}",
+        served()
+    );
+    gate(&topology, &["reject", "web", "--for", "100ms"]);
+    wait_until("the end of the lease is counted", || {
+        is("gate_lease_expiries_total{gate=\"web\"}", 1.0)
+    });
+    assert!(value(&served(), "process_resident_memory_bytes").unwrap() > 1e6);
+    stop_daemon(daemon);
 }
 
 #[test]

@@ -86,7 +86,10 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
         };
         let is_daemons = matches!(from, Stream::Daemon(_));
         let is_read = match line {
-            Some(Ok(Some(line))) => print(&shown(line, json))?,
+            Some(Ok(Some(line))) => match shown(line, json) {
+                Some(line) => print(&line)?,
+                None => true,
+            },
             Some(ended) => {
                 rights::check()?;
                 let why = ended
@@ -148,16 +151,23 @@ async fn next(from: &mut Stream) -> Result<Option<String>, ClientError> {
     }
 }
 
-/// A line of the daemon's as it is asked for; one that this version doesn't know stays as it is.
-fn shown(line: String, json: bool) -> String {
-    if json {
-        return line;
-    }
+/// A line of the daemon's as it is asked for, one that this version doesn't know as it is; none for the
+/// first one, which says that from here on nothing is missing.
+fn shown(line: String, json: bool) -> Option<String> {
     let value: Value = serde_json::from_str(&line).unwrap_or_default();
-    match events::from_json(&value) {
-        Some(event) => report::event(&event),
-        None => line,
+    if value["following"] == true {
+        return None;
     }
+    if json {
+        return Some(line);
+    }
+    Some(match (events::from_json(&value), value["lost"].as_u64()) {
+        (Some(event), _) => report::event(&event),
+        (None, Some(lost)) => {
+            format!("{lost} events were lost: they came faster than they were read")
+        }
+        (None, None) => line,
+    })
 }
 
 /// Prints events; false where nobody reads them.
