@@ -82,6 +82,25 @@ impl Scrape {
     }
 }
 
+/// What the daemon answers: all of it, read now.
+///
+/// # Errors
+/// As [`Scrape::read`], and [`Process::own`].
+pub fn of_daemon(
+    pins: &Pins,
+    connections: &mut Connections,
+    tally: Tally,
+    health: Vec<GateHealth>,
+) -> Result<String> {
+    let mut scrape = Scrape::read(pins, connections)?;
+    scrape.daemon = Some(OfDaemon {
+        tally,
+        health,
+        process: Process::own()?,
+    });
+    Ok(render(scrape))
+}
+
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

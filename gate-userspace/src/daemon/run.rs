@@ -33,7 +33,7 @@ use crate::gates::GateName;
 use crate::health::{Health, HealthEvent, Monitor};
 use crate::interfaces;
 use crate::listens::{self, Listens};
-use crate::metrics::{self, Connections, OfDaemon, Scrape, Tally};
+use crate::metrics::{self, Connections, Tally};
 use crate::notify;
 use crate::pins::Pins;
 use crate::report;
@@ -472,15 +472,9 @@ impl Daemon {
     fn scrape(&self, reply: Reply<String>) {
         let (pins, connections) = (self.pins.clone(), self.connections.clone());
         let (tally, health) = (self.tally.clone(), self.monitor.snapshot());
-        let render = move || -> Result<String> {
+        let render = move || {
             let mut connections = connections.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut scrape = Scrape::read(&pins, &mut connections)?;
-            scrape.daemon = Some(OfDaemon {
-                tally,
-                health,
-                process: metrics::Process::own()?,
-            });
-            Ok(metrics::render(scrape))
+            metrics::of_daemon(&pins, &mut connections, tally, health)
         };
         spawn_local(async move {
             let rendered = match spawn_blocking(render).await {
