@@ -29,6 +29,7 @@ mod handover;
 mod man;
 mod metrics;
 mod open;
+mod plan;
 mod purge;
 mod restart;
 mod schema;
@@ -106,6 +107,10 @@ enum Command {
     Restart(restart::Restart),
     /// Tell whether a configuration is right, without a look at the host.
     Check(check::Check),
+    /// Print the difference between a configuration and what is live.
+    Plan(plan::Configured),
+    /// Make what is live what a configuration says: all of it, or nothing.
+    Apply(plan::Configured),
     /// Print the JSON schema of the configuration.
     Schema(schema::Schema),
     /// Follow what happens to the gates: closed, opened, a lease that ran out, a missing listener ...
@@ -270,6 +275,8 @@ impl Command {
             Self::SoftStart(args) => alias::start(&pins, &args)?,
             Self::Restart(args) => restart::run(&pins, args, json)?,
             Self::Purge(args) => purge::run(&pins, &args)?,
+            Self::Plan(args) => plan::plan(&pins, &args)?,
+            Self::Apply(args) => plan::apply(&pins, &args)?,
             Self::Check(args) => check::run(&args)?,
             Self::Schema(args) => schema::run(&args),
             Self::Daemon(args) => daemon::run(&args)?,

@@ -17,16 +17,23 @@ mod check;
 mod error;
 mod file;
 mod gate;
+mod live;
+mod plan;
 mod read;
 mod schema;
 mod shape;
+mod steps;
 #[cfg(test)]
 mod tests;
+mod wanted;
 mod whole;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, planned};
 pub use error::{ConfigError, Position, Problem};
+pub use live::{Live, LiveGate};
+pub use plan::{Awaited, Change, Plan, plan};
 pub use schema::{markdown, schema};
+pub use wanted::Target;
 
 /// Where the configuration is, unless another place is named.
 pub const PATH: &str = "/etc/gate/gate.toml";

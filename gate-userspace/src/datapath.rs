@@ -96,6 +96,24 @@ pub(crate) fn up_locked(
         .map_err(|error| (error, was_up))
 }
 
+/// Attaches to interfaces, to all of them or to none, and makes the maps where there are none.
+///
+/// # Errors
+/// Anything that is in the way; of the attachments nothing is left then.
+pub(crate) fn attach_to(
+    pins: &Pins,
+    lock: &Lock,
+    targets: &[(Interface, HookChoice)],
+    held: Option<u32>,
+) -> Result<Vec<Upped>> {
+    let options = UpOptions {
+        hook: HookChoice::Auto,
+        held,
+        debug: false,
+    };
+    attach_all(pins, lock, targets, options, Stay::UntilDown)
+}
+
 fn attach_all(
     pins: &Pins,
     lock: &Lock,

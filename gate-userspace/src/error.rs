@@ -85,6 +85,17 @@ pub enum Error {
         /// What would help.
         remedy: String,
     },
+    /// The interfaces of a configured gate don't see its connections.
+    #[error(
+        "{gate}: no connection to {endpoint} goes by its interfaces: name the right ones, or leave \
+         `interfaces` out"
+    )]
+    GateNotCovered {
+        /// The gate.
+        gate: GateName,
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
     /// An endpoint's sockets are another host's.
     #[error(
         "{endpoint} is no address of this host, so whether a socket listens can't be seen here: run \
@@ -404,6 +415,7 @@ impl Error {
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
             Self::NotUp
             | Self::NotCovered { .. }
+            | Self::GateNotCovered { .. }
             | Self::NotHere { .. }
             | Self::NoGate { .. }
             | Self::DaemonRuns { .. }

@@ -246,7 +246,7 @@ pub fn find_or_make(
 }
 
 /// The gates whose slots are nobody else's, be they open or not.
-fn kept(pins: &Pins) -> Result<BTreeSet<GateId>> {
+pub(crate) fn kept(pins: &Pins) -> Result<BTreeSet<GateId>> {
     let mut kept: BTreeSet<GateId> = pins.names().into_values().collect();
     if let Some(handovers) = Handovers::open(pins)? {
         kept.extend(handovers.gates()?);
@@ -319,13 +319,10 @@ pub fn define(
             id
         }
     };
-    for endpoint in endpoints {
-        tables.lead(lock, *endpoint, id)?;
-    }
     let dropped: Vec<Endpoint> = before.difference(endpoints).copied().collect();
-    for endpoint in &dropped {
-        tables.forget_endpoint(lock, *endpoint)?;
-    }
+    let entered = endpoints.iter().map(|endpoint| (*endpoint, Some(id)));
+    let gone = dropped.iter().map(|endpoint| (*endpoint, None));
+    tables.lead_all(lock, &entered.chain(gone).collect())?;
     Ok(Defined {
         gate: Gate {
             id,
@@ -355,9 +352,9 @@ pub fn forget(
     check_unguarded(tables, &gate)?;
     check_not_handed(pins, &gate)?;
     alias::forget(pins, lock, tables, &gate)?;
-    for endpoint in &gate.endpoints {
-        tables.forget_endpoint(lock, *endpoint)?;
-    }
+    let gone = gate.endpoints.iter().map(|endpoint| (*endpoint, None));
+    tables.lead_all(lock, &gone.collect())?;
+    pins.forget_managed(lock, gate.id, name)?;
     // The name last: as long as it is there, its slot is nobody else's.
     pins::remove(&pins.name(gate.id, name))?;
     Ok(gate)
@@ -414,7 +411,7 @@ fn check_open(tables: &Tables, gate: &Gate, now: BootTime) -> Result<()> {
 }
 
 /// Fails where one of the gate's status ports is answered by another endpoint than these.
-fn check_answering(gate: &Gate, endpoints: &BTreeSet<Endpoint>) -> Result<()> {
+pub(crate) fn check_answering(gate: &Gate, endpoints: &BTreeSet<Endpoint>) -> Result<()> {
     for port in gate.aliases.iter().filter(|it| it.kind == Kind::Alias) {
         let is_kept = |it: &Endpoint| *it == port.of || (it.address.is_none() && it.meets(port.of));
         if !endpoints.iter().any(is_kept) {

@@ -20,8 +20,8 @@ mod switch;
 
 pub use renew::{has_backend, is_lost, renew, takers};
 pub use status::{HandoverStatus, ToStatus, status};
-pub(crate) use switch::clear_up;
 pub use switch::{Handed, Part, back, hand_over};
+pub(crate) use switch::{Prepared, clear_up, ready, store as switch_to};
 
 /// A backend as it is asked for, and its part of the new connections: `10.0.0.6:80`,
 /// `10.0.0.6:80=9`, or `127.0.0.1:8082,[::1]:8082` for one that listens at several addresses.

@@ -73,6 +73,19 @@ impl Hook {
     }
 }
 
+impl Hook {
+    /// How it is asked for by name.
+    #[must_use]
+    pub const fn choice(self) -> HookChoice {
+        match self {
+            Self::Xdp(XdpMode::Native | XdpMode::Offloaded) => HookChoice::Native,
+            Self::Xdp(XdpMode::Generic) => HookChoice::Generic,
+            Self::Tc(Direction::Ingress) => HookChoice::TcIngress,
+            Self::Tc(Direction::Egress) => HookChoice::TcEgress,
+        }
+    }
+}
+
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

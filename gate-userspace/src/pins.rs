@@ -9,6 +9,8 @@
 //!       filters/3-tc-ingress   the program of a filter on interface 3
 //!       qdiscs/3               its clsact qdisc is gate's own
 //!       names/3-web            gate 3 is called web
+//!       managed/gates/3-web    the configuration made it; in it: guard, handover, if it made those
+//!       managed/interfaces/2   the configuration attached to interface 2
 //!       steering/sk_lookup     the link that attaches to the look-up of listeners
 //!       steering/connect4      a link that attaches to the connections of a cgroup's processes
 //!       temporary              attached by a restart, which will detach
@@ -33,6 +35,10 @@ use crate::error::{Error, Result};
 use crate::gates::GateName;
 use crate::hooks::Slot;
 use crate::steering;
+
+mod managed;
+
+pub use managed::{Made, Managed};
 
 /// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";

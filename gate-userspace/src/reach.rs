@@ -1,6 +1,7 @@
 //! Over which interfaces, and which way, connections to an endpoint go.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use gate_common::abi::Direction;
 use gate_common::handover::{Split, Steered};
@@ -11,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::hooks::HookChoice;
 use crate::interfaces::{self, Interface, Kind, LOOPBACK, Layer};
 use crate::pins::Pins;
-use crate::routes::{self, Route};
+use crate::routes::{Route, Routes};
 use crate::tables::Tables;
 use crate::tables::handovers::Handovers;
 
 /// Where an endpoint is, seen from this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
     /// Any address of this host.
     Here,
     /// An address that only this host itself reaches.
@@ -27,16 +28,54 @@ enum Place {
 }
 
 fn place(endpoint: Endpoint) -> Result<Place> {
-    let Some(address) = endpoint.address else {
-        return Ok(Place::Here);
-    };
-    if address.is_loopback() {
-        return Ok(Place::Loopback);
+    let place = Places::default().of(endpoint)?;
+    place.ok_or(Error::NoRoute { endpoint })
+}
+
+/// Where endpoints are; the kernel is asked once for each address.
+#[derive(Default)]
+pub struct Places {
+    routes: Option<Routes>,
+    known: BTreeMap<IpAddr, Option<Place>>,
+}
+
+impl Places {
+    /// Where an endpoint is; none where no route leads there.
+    ///
+    /// # Errors
+    /// When the kernel doesn't answer.
+    pub fn of(&mut self, endpoint: Endpoint) -> Result<Option<Place>> {
+        let Some(address) = endpoint.address else {
+            return Ok(Some(Place::Here));
+        };
+        if address.is_loopback() {
+            return Ok(Some(Place::Loopback));
+        }
+        if let Some(place) = self.known.get(&address) {
+            return Ok(*place);
+        }
+        let routes = match &mut self.routes {
+            Some(routes) => routes,
+            none => none.insert(Routes::open()?),
+        };
+        let place = match routes.to(address, None)? {
+            Route::Local => Some(Place::Here),
+            Route::Out { ifindex, .. } => Some(Place::Behind(ifindex)),
+            Route::None => None,
+        };
+        self.known.insert(address, place);
+        Ok(place)
     }
-    match routes::to(address, None)? {
-        Route::Local => Ok(Place::Here),
-        Route::Out { ifindex, .. } => Ok(Place::Behind(ifindex)),
-        Route::None => Err(Error::NoRoute { endpoint }),
+}
+
+impl Place {
+    /// Whether connections end at this host.
+    #[must_use]
+    pub const fn is_here(self) -> bool {
+        match self {
+            Self::Here | Self::Loopback => true,
+            Self::Behind(_) => false,
+        }
     }
 }
 
@@ -80,11 +119,8 @@ fn backends(pins: &Pins, endpoints: &[Endpoint]) -> Result<BTreeSet<Endpoint>> {
 /// # Errors
 /// When the kernel doesn't answer.
 pub fn is_here(endpoint: Endpoint) -> Result<bool> {
-    match place(endpoint) {
-        Ok(Place::Here | Place::Loopback) => Ok(true),
-        Ok(Place::Behind(_)) | Err(Error::NoRoute { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let place = Places::default().of(endpoint)?;
+    Ok(place.is_some_and(Place::is_here))
 }
 
 /// The interfaces over which connections to these endpoints come in or go out, each with the TC
@@ -121,8 +157,8 @@ pub fn reach(
     Ok(choices.into_iter().filter_map(named).collect())
 }
 
-/// The hooks that see what goes to a place.
-fn seen_at(place: Place, all: &[Interface]) -> Vec<(u32, Direction)> {
+/// The interfaces, and the ways on them, that see what goes to a place.
+pub(crate) fn seen_at(place: Place, all: &[Interface]) -> Vec<(u32, Direction)> {
     let up = all
         .iter()
         .filter(|interface| interface.is_up && interface.layer != Layer::Unknown);
@@ -230,14 +266,16 @@ fn check_places(
 
 /// How much of what goes to a place the attached hooks see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Coverage {
+pub(crate) enum Coverage {
+    /// Nothing.
     None,
     /// What comes in with that address to be forwarded, but not what leaves.
     Forwarded,
+    /// All.
     Full,
 }
 
-fn coverage(place: Place, ways: &[(u32, Direction)]) -> Coverage {
+pub(crate) fn coverage(place: Place, ways: &[(u32, Direction)]) -> Coverage {
     let comes_in = ways.iter().any(|(_, way)| *way == Direction::Ingress);
     let goes_out = ways.iter().any(|(_, way)| *way == Direction::Egress);
     let by_others = ways

@@ -16,6 +16,7 @@ mod flush;
 mod guard;
 mod handover;
 mod health;
+mod plan;
 mod progress;
 mod purge;
 mod release;
@@ -36,6 +37,7 @@ pub use guard::{
 };
 pub use handover::{finish_complaint, finished, handed, handed_json};
 pub use health::health_json;
+pub use plan::{applied, applied_json, planned, planned_json};
 pub use progress::Stderr;
 pub use purge::{purged, purged_json};
 pub use release::{opened, opened_json, released_json};

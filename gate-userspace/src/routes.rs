@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use crate::endpoint::ip;
 use crate::error::{Error, Result};
 use crate::interfaces;
-use crate::netlink;
+use crate::netlink::{self, Channel};
 
 /// How long a release waits, in all, for neighbours that have to be asked.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -46,33 +46,57 @@ pub enum Route {
 /// # Errors
 /// When the kernel doesn't answer.
 pub fn to(address: IpAddr, oif: Option<u32>) -> Result<Route> {
-    let mut message = RouteMessage::default();
-    let destination = match address {
-        IpAddr::V4(v4) => {
-            message.header.address_family = AddressFamily::Inet;
-            message.header.destination_prefix_length = 32;
-            RouteAddress::Inet(v4)
-        }
-        IpAddr::V6(v6) => {
-            message.header.address_family = AddressFamily::Inet6;
-            message.header.destination_prefix_length = 128;
-            RouteAddress::Inet6(v6)
-        }
-    };
-    message
-        .attributes
-        .push(RouteAttribute::Destination(destination));
-    message.attributes.extend(oif.map(RouteAttribute::Oif));
-    let request = RouteNetlinkMessage::GetRoute(message);
-    let answers = match netlink::ask(NETLINK_ROUTE, request, 0) {
-        Err(error) if is_unreachable(&error) => return Ok(Route::None),
-        answers => answers.map_err(Error::call("look up the route to", address.to_string()))?,
-    };
-    let route = answers.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => Some(read(route, address)),
-        _ => None,
-    });
-    Ok(route.unwrap_or(Route::None))
+    Routes::open()?.to(address, oif)
+}
+
+/// A way to ask for many routes.
+pub struct Routes {
+    channel: Channel,
+}
+
+impl Routes {
+    /// Those of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn open() -> Result<Self> {
+        let channel = Channel::open(NETLINK_ROUTE);
+        let channel = channel.map_err(Error::call("open", "a netlink socket"))?;
+        Ok(Self { channel })
+    }
+
+    /// As [`to`].
+    ///
+    /// # Errors
+    /// When the kernel doesn't answer.
+    pub fn to(&mut self, address: IpAddr, oif: Option<u32>) -> Result<Route> {
+        let mut message = RouteMessage::default();
+        let destination = match address {
+            IpAddr::V4(v4) => {
+                message.header.address_family = AddressFamily::Inet;
+                message.header.destination_prefix_length = 32;
+                RouteAddress::Inet(v4)
+            }
+            IpAddr::V6(v6) => {
+                message.header.address_family = AddressFamily::Inet6;
+                message.header.destination_prefix_length = 128;
+                RouteAddress::Inet6(v6)
+            }
+        };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(destination));
+        message.attributes.extend(oif.map(RouteAttribute::Oif));
+        let answers = match self.channel.ask(RouteNetlinkMessage::GetRoute(message)) {
+            Err(error) if is_unreachable(&error) => return Ok(Route::None),
+            answers => answers.map_err(Error::call("look up the route to", address.to_string()))?,
+        };
+        let route = answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(read(route, address)),
+            _ => None,
+        });
+        Ok(route.unwrap_or(Route::None))
+    }
 }
 
 fn is_unreachable(error: &std::io::Error) -> bool {

@@ -131,6 +131,24 @@ pub fn delete_all<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes these entries (`BPF_MAP_UPDATE_BATCH`, Linux 5.6). `K` and `V` must be
+/// the map's own key and value. After a failure some of them may be written.
+///
+/// # Errors
+/// The kernel's.
+pub fn update_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    for chunk in entries.chunks(BATCH) {
+        let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
+        let mut attr = zeroed_attr();
+        attr.batch.keys = keys.as_ptr() as u64;
+        attr.batch.values = values.as_ptr() as u64;
+        attr.batch.count = chunk.len() as u32;
+        attr.batch.map_fd = map.as_raw_fd() as u32;
+        bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr)?;
+    }
+    Ok(())
+}
+
 /// Writes `values` to an array map from index 0 on (`BPF_MAP_UPDATE_BATCH`, Linux 5.6).
 ///
 /// # Errors

@@ -18,6 +18,7 @@ use crate::sys;
 use crate::sys::mapping::{Mapped, Words};
 
 mod allow;
+pub mod batch;
 mod checks;
 mod endpoints;
 mod guard;

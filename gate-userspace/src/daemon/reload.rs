@@ -9,7 +9,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 
 use super::api::Reply;
 use super::keeper::{error_line, failed};
-use crate::config::{self, Applied, Config, Interfaces};
+use crate::config::{self, Applied, Awaited, Config, Interfaces};
 use crate::error::Error;
 use crate::events::{Event, What};
 use crate::pins::Pins;
@@ -155,11 +155,13 @@ impl Reloading {
             Loaded::Right(config, Ok(applied)) => {
                 self.pending = None;
                 self.wanted = named(&config);
-                let mut fields = json!({ "changes": applied.changes, "awaited": applied.awaited });
+                let mut fields = report::applied_json(&applied);
                 let mut events = self.told(&applied);
                 if config.daemon != before.daemon {
                     let why = "what concerns the daemon itself ([daemon]) takes a restart of it";
-                    fields["notes"] = json!([why]);
+                    if let Some(notes) = fields["notes"].as_array_mut() {
+                        notes.push(json!(why));
+                    }
                     events.push(failed(why.to_owned()));
                 }
                 let config = Some(*config);
@@ -175,7 +177,11 @@ impl Reloading {
             what,
         };
         let mut events = Vec::new();
-        let awaited: BTreeSet<String> = applied.awaited.iter().cloned().collect();
+        let interface = |it: &Awaited| match it {
+            Awaited::Interface(name) => Some(name.clone()),
+            Awaited::Route(_) | Awaited::Listener { .. } => None,
+        };
+        let awaited: BTreeSet<String> = applied.awaited.iter().filter_map(interface).collect();
         for interface in awaited.difference(&self.awaited) {
             let interface = interface.clone();
             events.push(event(What::Awaited { interface }));
@@ -194,8 +200,9 @@ impl Reloading {
         spawn_local(async move {
             let planned = spawn_blocking(move || {
                 let config = config::load(&path).map_err(|error| error.to_string())?;
-                let _ = (config, pins);
-                Ok(json!({}))
+                let planned = config::planned(&pins, &config);
+                let plan = planned.map_err(|error| error_line(&error))?;
+                Ok(report::planned_json(&plan))
             });
             // Whoever asked may have gone.
             let _gone = reply.send(planned.await.unwrap_or_else(|error| Err(error.to_string())));

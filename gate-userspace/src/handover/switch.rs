@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use gate_common::flow::EndpointKey;
+use gate_common::flow::{EndpointKey, GateId};
 use gate_common::handover::{Alias, Share, Split, Steered};
 use gate_common::state::Effective;
 
@@ -60,13 +60,11 @@ struct Ready {
 /// # Errors
 /// [`Refusal`], [`Error::Backend`], and those of the kernel; nothing is changed then.
 pub fn hand_over(pins: &Pins, target: &Target, plan: &Plan) -> Result<Handed> {
-    plan.check()?;
     let endpoints = gates::meant(pins, std::slice::from_ref(target))?;
-    let hook = choose(plan, &endpoints)?;
-    let ready = prepare(plan, hook, target, &endpoints)?;
+    let prepared = ready(plan, target, &endpoints)?;
     let lock = pins.lock_or_create()?;
     let was_up = pins.exist();
-    let handed = switch(pins, &lock, target, (hook, &endpoints, &ready), plan);
+    let handed = switch(pins, &lock, target, (&endpoints, &prepared), plan);
     if handed.is_err() {
         // The first failure counts.
         let _second = match was_up {
@@ -75,6 +73,23 @@ pub fn hand_over(pins: &Pins, target: &Target, plan: &Plan) -> Result<Handed> {
         };
     }
     handed
+}
+
+/// All that a handover needs, taken and found right.
+pub(crate) struct Prepared {
+    hook: Steered,
+    ready: Vec<Ready>,
+}
+
+/// Takes what a handover of a gate with these endpoints needs, and looks for what is wrong with it.
+///
+/// # Errors
+/// [`Refusal`], [`Error::Backend`], and those of the kernel.
+pub(crate) fn ready(plan: &Plan, target: &Target, endpoints: &[Endpoint]) -> Result<Prepared> {
+    plan.check()?;
+    let hook = choose(plan, endpoints)?;
+    let ready = prepare(plan, hook, target, endpoints)?;
+    Ok(Prepared { hook, ready })
 }
 
 /// Where the new connections are seen: where they arrive, or where they are made.
@@ -296,7 +311,7 @@ fn switch(
     pins: &Pins,
     lock: &Lock,
     target: &Target,
-    (hook, endpoints, ready): (Steered, &[Endpoint], &[Ready]),
+    (endpoints, prepared): (&[Endpoint], &Prepared),
     plan: &Plan,
 ) -> Result<Handed> {
     datapath::prepare(pins, lock)?;
@@ -311,27 +326,8 @@ fn switch(
     else {
         return Err(Refusal::Changed(target.to_string()).into());
     };
-    match hook {
-        Steered::Lookup => steering::attach_lookup(pins, lock)?,
-        Steered::Connect => {
-            if matches!(tables.state(gate.id)?.at(|| now), Effective::Closed(_)) {
-                // It stays closed for what goes elsewhere from now on.
-                let backends = ready.iter().map(|it| it.share.backend);
-                reach::check_backends(backends, &datapath::live(pins)?)?;
-            }
-            steering::attach_connect(pins, lock, plan.cgroup.as_deref())?;
-        }
-    }
+    let (before, after) = store(pins, lock, &tables, (gate.id, prepared), plan)?;
     let mut handovers = steering::maps(pins)?;
-    let before = handovers.split(gate.id)?;
-    for it in ready {
-        if !it.sockets.is_empty() {
-            handovers.enter(lock, it.share.backend.into(), &it.sockets)?;
-        }
-    }
-    let shares: Vec<Weighed> = ready.iter().map(|it| it.share).collect();
-    let after = split(hook, &shares);
-    handovers.switch(lock, gate.id, Some(&after))?;
     let notes = tidy(pins, lock, &tables, &mut handovers);
     let now: Vec<Part> = portions(&after)
         .into_iter()
@@ -339,7 +335,8 @@ fn switch(
             backend,
             weight,
             is_own,
-            process: ready
+            process: prepared
+                .ready
                 .iter()
                 .find(|it| it.share.backend == backend)
                 .and_then(|it| it.sockets.first())
@@ -349,11 +346,47 @@ fn switch(
     Ok(Handed {
         left: left(&gate, before.as_ref(), &now),
         already: before == Some(after),
-        hook: Some(hook),
+        hook: Some(prepared.hook),
         now,
         gate,
         notes,
     })
+}
+
+/// Attaches what is needed and switches the gate, by one store; how it was shared before, and is now.
+/// What is no longer needed is left to [`clear_up`].
+///
+/// # Errors
+/// Those of the kernel; the gate is as it was then.
+pub(crate) fn store(
+    pins: &Pins,
+    lock: &Lock,
+    tables: &Tables,
+    (gate, Prepared { hook, ready }): (GateId, &Prepared),
+    plan: &Plan,
+) -> Result<(Option<Split>, Split)> {
+    match hook {
+        Steered::Lookup => steering::attach_lookup(pins, lock)?,
+        Steered::Connect => {
+            if matches!(tables.state(gate)?.at(clock::now), Effective::Closed(_)) {
+                // It stays closed for what goes elsewhere from now on.
+                let backends = ready.iter().map(|it| it.share.backend);
+                reach::check_backends(backends, &datapath::live(pins)?)?;
+            }
+            steering::attach_connect(pins, lock, plan.cgroup.as_deref())?;
+        }
+    }
+    let mut handovers = steering::maps(pins)?;
+    let before = handovers.split(gate)?;
+    for it in ready {
+        if !it.sockets.is_empty() {
+            handovers.enter(lock, it.share.backend.into(), &it.sockets)?;
+        }
+    }
+    let shares: Vec<Weighed> = ready.iter().map(|it| it.share).collect();
+    let after = split(*hook, &shares);
+    handovers.switch(lock, gate, Some(&after))?;
+    Ok((before, after))
 }
 
 /// Clears up after a switch, which is done whatever becomes of that; what to tell the operator.

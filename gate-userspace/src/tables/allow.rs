@@ -64,7 +64,19 @@ impl Tables {
     /// # Errors
     /// Those of the map.
     pub(super) fn forget_allowed(&mut self, kept: &BTreeSet<GateId>) -> Result<()> {
-        for entry in self.entries_of(|gate| !kept.contains(&gate))? {
+        self.forget_where(|gate| !kept.contains(&gate))
+    }
+
+    /// Forgets the sources of these gates.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub(super) fn forget_allowed_of(&mut self, gates: &BTreeSet<GateId>) -> Result<()> {
+        self.forget_where(|gate| gates.contains(&gate))
+    }
+
+    fn forget_where(&mut self, which: impl Fn(GateId) -> bool) -> Result<()> {
+        for entry in self.entries_of(which)? {
             self.allow
                 .remove(&entry)
                 .map_err(Error::aya("remove an allowed source"))?;

@@ -53,6 +53,14 @@ impl Tables {
             Some(slot) => slot,
             None => self.retire(lock, &endpoints, kept, now)?,
         };
+        self.clear_counters(gate)?;
+        // The slot may have been another's, allowed sources and all.
+        self.store(gate, StateWord::OPEN, now)?;
+        self.set_allowed(lock, gate, &[])?;
+        Ok(gate)
+    }
+
+    pub(super) fn clear_counters(&mut self, gate: GateId) -> Result<()> {
         let zero = PerCpuValues::try_from(vec![
             GateStats::default();
             aya::util::nr_cpus().map_err(|(path, error)| {
@@ -63,11 +71,7 @@ impl Tables {
         self.stats
             .set(gate.0, zero, 0)
             .map_err(Error::aya(format!("clear counters of gate {}", gate.0)))?;
-        self.store_holds(gate, Holds::default())?;
-        // The slot may have been another's, allowed sources and all.
-        self.store(gate, StateWord::OPEN, now)?;
-        self.set_allowed(lock, gate, &[])?;
-        Ok(gate)
+        self.store_holds(gate, Holds::default())
     }
 
     /// Lets an endpoint lead to this gate, and to no other any more.
@@ -129,7 +133,7 @@ impl Tables {
     }
 
     /// Takes the slot of a gate that is open and not guarded, and forgets its endpoint.
-    fn retire(
+    pub(super) fn retire(
         &mut self,
         lock: &Lock,
         endpoints: &BTreeMap<Endpoint, GateId>,
