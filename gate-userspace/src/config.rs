@@ -13,6 +13,7 @@ use crate::hooks::HookChoice;
 use crate::release::Rate;
 
 mod apply;
+mod change;
 mod check;
 mod error;
 mod file;
@@ -29,9 +30,10 @@ mod wanted;
 mod whole;
 
 pub use apply::{Applied, apply, planned};
+pub use change::{Awaited, Change};
 pub use error::{ConfigError, Position, Problem};
 pub use live::{Live, LiveGate};
-pub use plan::{Awaited, Change, Plan, plan};
+pub use plan::{Plan, plan};
 pub use schema::{markdown, schema};
 pub use wanted::Target;
 

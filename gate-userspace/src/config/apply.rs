@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use gate_common::flow::GateId;
 
+use super::change::{Awaited, Change};
 use super::live::Live;
-use super::plan::{Awaited, Change, Plan, plan};
+use super::plan::{Plan, plan};
 use super::steps::Steps;
 use super::{BackendConfig, Config};
 use crate::endpoint::Endpoint;

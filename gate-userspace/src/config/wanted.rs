@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gate_common::abi::Direction;
 
+use super::change::Awaited;
 use super::live::Live;
-use super::plan::Awaited;
 use super::{Config, GateConfig, Interfaces};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -231,5 +231,82 @@ fn fits(asked: HookChoice, actual: Hook) -> bool {
         Hook::Xdp(XdpMode::Generic) => asked == HookChoice::Generic,
         Hook::Xdp(XdpMode::Offloaded) => false,
         Hook::Tc(_) => matches!(asked, HookChoice::Tc | HookChoice::TcIngress),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interfaces::{Layer, XdpMode};
+
+    fn interface(kind: Kind) -> Interface {
+        Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            address: None,
+            is_up: true,
+            kind,
+            layer: Layer::Ethernet,
+            mtu: 1500,
+            controller: None,
+            lower: None,
+            xdp: None,
+        }
+    }
+
+    const IN: Hook = Hook::Tc(Direction::Ingress);
+    const OUT: Hook = Hook::Tc(Direction::Egress);
+    const XDP: Hook = Hook::Xdp(XdpMode::Native);
+
+    #[test]
+    fn only_what_is_missing_is_attached() {
+        use HookChoice as C;
+        let need = |all: &[HookChoice]| {
+            let mut need = Need::default();
+            all.iter().for_each(|it| need.join(Need::of(*it)));
+            need
+        };
+        for (asked, there, expected) in [
+            (&[C::Auto][..], &[][..], Some(&[C::Auto][..])),
+            (&[C::Auto], &[XDP], Some(&[])),
+            (&[C::Auto], &[IN], Some(&[])),
+            (&[C::Auto], &[OUT], Some(&[C::TcIngress])),
+            (&[C::Auto, C::TcEgress], &[], Some(&[C::Tc])),
+            (&[C::Auto, C::TcEgress], &[XDP], Some(&[C::TcEgress])),
+            (&[C::TcEgress, C::Auto], &[XDP, OUT], Some(&[])),
+            (&[C::Auto, C::Native], &[], Some(&[C::Native])),
+            (&[C::Native, C::Auto], &[XDP], Some(&[])),
+            (
+                &[C::Native, C::TcEgress],
+                &[],
+                Some(&[C::Native, C::TcEgress]),
+            ),
+            (&[C::Tc], &[IN], Some(&[C::TcEgress])),
+            (&[C::Tc], &[OUT], Some(&[C::TcIngress])),
+            (&[C::TcIngress, C::TcEgress], &[], Some(&[C::Tc])),
+            (&[C::Generic], &[XDP], None),
+            (&[C::Native], &[IN], None),
+            (&[C::Tc], &[XDP], None),
+        ] {
+            let nic = interface(Kind::Nic);
+            let missing = missing(&nic, std::slice::from_ref(&nic), need(asked), there);
+            let hooks = missing.map(|all| all.iter().map(|it| it.hook).collect::<Vec<_>>());
+            assert_eq!(hooks.ok().as_deref(), expected, "{asked:?} on {there:?}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_by_loopback_comes_in_there() {
+        let lo = interface(Kind::Loopback);
+        let all = std::slice::from_ref(&lo);
+        let hooks = |need, there: &[Hook]| {
+            let missing = missing(&lo, all, need, there).expect("possible");
+            missing.iter().map(|it| it.hook).collect::<Vec<_>>()
+        };
+        let out = Need::of(HookChoice::TcEgress);
+        assert_eq!(hooks(out, &[]), [HookChoice::TcIngress]);
+        assert_eq!(hooks(out, &[IN]), []);
+        assert_eq!(hooks(Need::of(HookChoice::Tc), &[IN]), []);
+        assert!(missing(&lo, all, Need::of(HookChoice::Native), &[]).is_err());
     }
 }
