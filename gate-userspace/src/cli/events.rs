@@ -86,10 +86,14 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
         };
         let is_daemons = matches!(from, Stream::Daemon(_));
         let is_read = match line {
-            Some(Ok(Some(line))) => match shown(line, json) {
-                Some(line) => print(&line)?,
-                None => true,
-            },
+            Some(Ok(Some(line))) => {
+                // What was told must not be older than what is compared with, should the daemon end.
+                look(&mut own)?;
+                match shown(line, json) {
+                    Some(line) => print(&line)?,
+                    None => true,
+                }
+            }
             Some(ended) => {
                 rights::check()?;
                 let why = ended
@@ -102,13 +106,10 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
                 true
             }
             // It also looks while the daemon does, so that nothing is lost should that end.
-            None => match &mut own {
-                Some((source, observer)) => {
-                    let events = observer.step(source.look()?, Moment::now());
-                    is_daemons || tell(&events, json)?
-                }
-                None => true,
-            },
+            None => {
+                let events = look(&mut own)?;
+                is_daemons || tell(&events, json)?
+            }
         };
         if !is_read || has_no_reader()? {
             return Ok(());
@@ -121,6 +122,14 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// What happened since the look before; nothing where it may not look.
+fn look(own: &mut Option<(Source, Observer)>) -> anyhow::Result<Vec<Event>> {
+    Ok(match own {
+        Some((source, observer)) => observer.step(source.look()?, Moment::now()),
+        None => Vec::new(),
+    })
 }
 
 async fn reach(daemon: &Client, socket: &Path) -> Result<Lines, ClientError> {
