@@ -44,7 +44,7 @@ enum Undo {
     /// How gates were guarded.
     Guard(BTreeMap<GateId, Option<Duration>>),
     /// How a gate's new connections were shared.
-    Share(GateId, Option<Split>),
+    Share(GateId, Box<Option<Split>>),
     /// What was noted.
     Note(Managed),
 }
@@ -284,7 +284,7 @@ impl<'a> Steps<'a> {
             }
             (None, None) => None,
         };
-        self.undo.push(Undo::Share(id, before));
+        self.undo.push(Undo::Share(id, Box::new(before)));
         Ok(())
     }
 
@@ -371,7 +371,7 @@ impl<'a> Steps<'a> {
                 Tables::open(self.pins)?.set_guards(self.lock, &guards, self.now)
             }
             Undo::Share(id, split) => match Handovers::open(self.pins)? {
-                Some(mut handovers) => handovers.switch(self.lock, id, split.as_ref()),
+                Some(mut handovers) => handovers.switch(self.lock, id, Option::as_ref(&split)),
                 None => Ok(()),
             },
             Undo::Note(managed) => self.pins.note_managed(self.lock, &managed),
