@@ -4,6 +4,7 @@ mod cache;
 mod cargo;
 mod deb;
 mod debian;
+mod docs;
 mod linker;
 mod lint;
 mod process;
@@ -56,6 +57,8 @@ enum Task {
     Bench(Bench),
     /// Build Debian's package, and let lintian look at it
     Deb(deb::Options),
+    /// Write the pages of the book that are made from the program
+    Docs,
     /// Run all tests; the live ones as root
     Test {
         /// Run only the tests whose names contain one of these
@@ -163,6 +166,11 @@ fn perform(task: Task) -> Result<ExitCode> {
             return lab(&["bench", "throughput"], args, iperf3);
         }
         Task::Deb(options) => deb::run_task(&options, build_gate)?,
+        Task::Docs => {
+            toolchain::ensure(&Cache::open()?)?;
+            cargo::build(&["--package=gate-userspace"])?;
+            docs::run(&cargo::binary("debug", "gate")?)?;
+        }
         Task::Test { filters } => return tests::run(&filters),
         Task::Vm(options) => return vm::run(&options),
         Task::Lint => {

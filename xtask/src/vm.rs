@@ -34,9 +34,9 @@ const PACKAGES: [&str; 4] = [
     "--package=gate-tests",
 ];
 
-/// Programs of tests that are no matter of the kernel's, and need what the machines lack: groff, dpkg and
-/// systemd.
-const NOT_THE_KERNELS: [&str; 2] = ["tests manual", "tests package"];
+/// Programs of tests that are no matter of the kernel's, and need what the machines lack: the sources,
+/// groff, dpkg and systemd.
+const NOT_THE_KERNELS: [&str; 3] = ["tests book", "tests manual", "tests package"];
 
 /// Which kernels, and how.
 #[derive(Args)]
