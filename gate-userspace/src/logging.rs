@@ -1,17 +1,19 @@
 //! Where the daemon's log goes: to systemd's journal, with fields, or to stderr as lines.
 //!
-//! Records are made with the macros of [`log`]; what they carry as key and value, as in
-//! `info!(gate = "web"; "is up")`, becomes a field of the journal (`GATE=web`), or follows the
-//! message on stderr. This is the process's logger. `gate log` does not use it: it prints the data
-//! path's records by a logger of its own.
+//! Records are made with the macros of [`log`], and events by [`event`]. What they carry as key and
+//! value becomes a field of the journal (`GATE=web`); on stderr it is in the message already. This is
+//! the process's logger. `gate log` does not use it: it prints the data path's records by a logger of
+//! its own.
 
 use std::env;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-use log::kv::{Error as KvError, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde_json::Value;
 use systemd_journal_logger::{JournalLog, connected_to_journal};
+
+use crate::events::{self, Event, What};
+use crate::report;
 
 /// Sets the level where `--log` doesn't.
 pub const VARIABLE: &str = "GATE_LOG";
@@ -117,9 +119,7 @@ fn line(record: &Record<'_>) -> String {
         Level::Debug => "debug: ",
         Level::Trace => "trace: ",
     };
-    let mut text = format!("gate: {word}{}", record.args());
-    // Writing to a String does not fail.
-    let _never = record.key_values().visit(&mut Fields(&mut text));
+    let text = format!("gate: {word}{}", record.args());
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         match c.is_control() {
@@ -131,17 +131,54 @@ fn line(record: &Record<'_>) -> String {
     line
 }
 
-/// Writes keys and values behind the message.
-struct Fields<'a>(&'a mut String);
+/// Logs what happened to a gate. The journal has when that was, and as fields what [`events::json`]
+/// tells: `GATE=web`, `GATE_EVENT=closed`, `GATE_MODE=hold`, `GATE_LEASE_MS=15000.0`.
+pub fn event(event: &Event) {
+    let level = match event.what {
+        What::Failed { .. } | What::Down { .. } | What::Expired => Level::Warn,
+        _ => Level::Info,
+    };
+    let what = report::what(&event.what);
+    let text = match &event.gate {
+        Some(gate) => format!("{gate}: {what}"),
+        None => what,
+    };
+    let fields = fields(event);
+    log::logger().log(
+        &Record::builder()
+            .level(level)
+            .target(module_path!())
+            .args(format_args!("{text}"))
+            .key_values(&fields.as_slice())
+            .build(),
+    );
+}
 
-impl<'kvs> VisitSource<'kvs> for Fields<'_> {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), KvError> {
-        write!(self.0, " {key}={value}").map_err(KvError::from)
-    }
+fn fields(event: &Event) -> Vec<(String, String)> {
+    let Value::Object(fields) = events::json(event) else {
+        return Vec::new();
+    };
+    let field = |(key, value): (String, Value)| {
+        let key = match key.as_str() {
+            "at" => return None,
+            "gate" => "GATE".to_owned(),
+            other => format!("GATE_{}", other.to_uppercase()),
+        };
+        match value {
+            Value::Null => None,
+            Value::String(text) => Some((key, text)),
+            other => Some((key, other.to_string())),
+        }
+    };
+    fields.into_iter().filter_map(field).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use gate_common::state::Mode;
+
     use super::*;
 
     fn record(level: Level, message: &str) -> String {
@@ -149,25 +186,43 @@ mod tests {
             &Record::builder()
                 .level(level)
                 .args(format_args!("{message}"))
-                .key_values(&[("gate", "web"), ("check", "tcp://a:1")])
                 .build(),
         )
     }
 
     #[test]
-    fn a_record_is_one_line_with_its_fields() {
-        assert_eq!(
-            record(Level::Info, "is down"),
-            "gate: is down gate=web check=tcp://a:1\n"
-        );
-        assert!(record(Level::Warn, "is slow").starts_with("gate: warning: is slow "));
+    fn a_record_is_one_line() {
+        assert_eq!(record(Level::Info, "web: up"), "gate: web: up\n");
+        assert_eq!(record(Level::Warn, "slow"), "gate: warning: slow\n");
+    }
+
+    #[test]
+    fn an_event_has_its_parts_as_fields() {
+        let event = Event {
+            at: SystemTime::UNIX_EPOCH,
+            gate: Some("web".to_owned()),
+            what: What::Closed {
+                mode: Mode::Hold,
+                lease: Duration::from_secs(15),
+            },
+        };
+        let mut fields = fields(&event);
+        fields.sort();
+        let expected = [
+            ("GATE", "web"),
+            ("GATE_EVENT", "closed"),
+            ("GATE_LEASE_MS", "15000.0"),
+            ("GATE_MODE", "hold"),
+        ];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(fields, expected);
     }
 
     #[test]
     fn a_record_can_not_forge_another_line() {
         assert_eq!(
             record(Level::Error, "got a\r\ngate: \u{1b}[31mfine"),
-            "gate: error: got a\\r\\ngate: \\u{1b}[31mfine gate=web check=tcp://a:1\n"
+            "gate: error: got a\\r\\ngate: \\u{1b}[31mfine\n"
         );
     }
 

@@ -273,6 +273,50 @@ fn a_daemon_that_dies_or_hangs_is_back_and_its_gates_stayed() {
 }
 
 #[test]
+fn the_journal_has_what_happened_by_fields() {
+    if !can_run() {
+        return;
+    }
+    let machine = installed();
+    ok(
+        &machine,
+        &format!(
+            "printf '[gate.web]\\nendpoints = [\"{ENDPOINT}\"]\\ninterfaces = [\"lo\"]\\n\
+             [[gate.web.check]]\\ntcp = \"{ENDPOINT}\"\\ninterval = \"100ms\"\\n' \
+             > /etc/gate/conf.d/web.toml && systemctl reload gate"
+        ),
+    );
+    let told = |what: &str| {
+        let line = format!("journalctl --no-pager -u gate -o json GATE=web GATE_EVENT={what}");
+        ok(&machine, &line).lines().count()
+    };
+    wait_until("the backend is up", || told("up") == 1);
+    assert_eq!(told("defined"), 1);
+    ok(&machine, "systemctl stop web");
+    wait_until("it is down, and held", || {
+        told("down") == 1 && told("closed") == 1
+    });
+    let held = ok(
+        &machine,
+        "journalctl --no-pager -u gate -o cat GATE_EVENT=closed GATE_MODE=hold PRIORITY=5",
+    );
+    assert!(held.starts_with("web: closed (hold)"), "{held}");
+    // A configuration that is wrong fails the reload, and changes nothing.
+    ok(&machine, "echo 'colour = 1' >> /etc/gate/conf.d/web.toml");
+    let failed = machine.run("systemctl reload gate").unwrap();
+    assert_ne!(failed.code, Some(0), "{failed:?}");
+    assert_eq!(told("forgotten"), 0);
+    let journal = ok(
+        &machine,
+        "journalctl --no-pager -u gate -o cat GATE_EVENT=failed",
+    );
+    assert!(
+        journal.contains("web.toml:7:1: unknown key `colour`"),
+        "{journal}"
+    );
+}
+
+#[test]
 fn systemd_finds_no_fault_with_the_unit_and_the_examples() {
     if !can_run() {
         return;

@@ -33,6 +33,7 @@ use crate::gates::GateName;
 use crate::health::{Health, HealthEvent, Monitor};
 use crate::interfaces;
 use crate::listens::{self, Listens};
+use crate::logging;
 use crate::metrics::{self, Connections, Tally};
 use crate::notify;
 use crate::pins::Pins;
@@ -259,11 +260,7 @@ impl Daemon {
     }
 
     fn tell(&mut self, event: &Event) {
-        let line = report::event(event);
-        match event.what {
-            What::Failed { .. } | What::Down { .. } | What::Expired => log::warn!("{line}"),
-            _ => log::info!("{line}"),
-        }
+        logging::event(event);
         self.tally.event(event);
         self.hub.tell(event);
     }
