@@ -6,16 +6,17 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{
-    Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, held_client, listen,
-    restart_daemon, shell, start_daemon, start_gate, up, wait_until, wait_until_held,
+    CONFIG, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, health, held_client,
+    listen, restart_daemon, shell, start_daemon, start_gate, up, wait_until, wait_until_held,
+    write,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
 use gate_tests::service::Service;
 use gate_tests::topology::{INTERFACE, Process, Side, Topology, server_v4};
-use gate_userspace::clock;
+
 use gate_userspace::events::{self, Event, Moment, Observer, Source, What};
-use gate_userspace::gates;
+
 use gate_userspace::pins::Pins;
 use gate_userspace::tables::Tables;
 use nix::sys::signal::Signal;
@@ -317,7 +318,9 @@ fn watched() -> String {
 #[test]
 fn the_daemons_events_are_followed_and_its_death_is_survived() {
     let topology = Topology::new().unwrap();
+    let backend = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
     let daemon = start_daemon(&topology, &watched());
+    wait_until("it is up", || health(&topology, "web") == "up");
     let following = Following::start(&topology);
     let said = || following.0.stderr().unwrap();
     assert!(
@@ -325,13 +328,11 @@ fn the_daemons_events_are_followed_and_its_death_is_survived() {
         "{}",
         said()
     );
-    let backend = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
     let has = |what: &What| {
         let all = following.all();
         all.iter().any(|event| event.what == *what)
     };
-    wait_until("it is told to be up", || has(&What::Up));
-    drop(backend);
+    backend.process().signal(Signal::SIGKILL).unwrap();
     wait_until("it is told to be down", || {
         let all = following.all();
         all.iter()
@@ -366,17 +367,13 @@ fn looking_at_a_thousand_gates_takes_no_call_for_each() {
     const GATES: u32 = 1_000;
     const LOOKS: u32 = 50;
     let topology = up();
+    let gates = (1..=GATES).map(|n| format!("[gate.gate-{n}]\nendpoints = [\"10.0.0.5:{n}\"]\n"));
+    write(&topology, CONFIG, &gates.collect::<String>());
+    gate(&topology, &["apply", "--config", CONFIG]);
     let (quiet, each) = topology
         .run(Side::Server, || {
             let pins = Pins::here()?;
-            let lock = pins.lock()?;
-            let mut tables = Tables::open(&pins)?;
-            for n in 1..=GATES {
-                let name = format!("gate-{n}").parse()?;
-                let endpoints = [format!("10.0.0.5:{n}").parse()?].into();
-                gates::define(&pins, &lock, &mut tables, (&name, &endpoints), clock::now())?;
-            }
-            drop(lock);
+            let tables = Tables::open(&pins)?;
             let mut source = Source::new(&pins);
             let mut observer = Observer::new();
             observer.step(source.look()?, Moment::now());
