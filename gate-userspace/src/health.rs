@@ -1,5 +1,6 @@
 //! Health checks: what is checked, how one check is made, what many of them come to.
 
+mod body;
 mod check;
 mod checker;
 mod connect;

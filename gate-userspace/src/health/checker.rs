@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::connect::{Target, any, unbracketed};
+use super::connect::{Connection, Target, any, unbracketed};
 use super::pass::Passes;
 use super::tls::{Connectors, Protocol};
 use super::{Check, CheckFailure, Spec, Stage, exec, failure, grpc, http};
@@ -112,40 +112,53 @@ impl Checker {
     }
 
     async fn once(&self, progress: &Progress) -> Result<(), CheckFailure> {
+        // Each in a box: all at once would make every check's task as large as the largest.
         match &self.made.way {
-            Way::Tcp(target) => self.connect(target, progress).await.map(drop),
-            Way::Http(target, tls, ask) => {
-                let stream = self.connect(target, progress).await?;
-                match tls {
-                    None => asked_http(stream, ask, progress).await,
-                    Some(tls) => {
-                        let stream = tls.connect(stream, progress).await?;
-                        asked_http(stream, ask, progress).await
-                    }
-                }
+            Way::Tcp(target) => Ok(self.connect(target, progress).await?.reset()?),
+            Way::Http(target, None, ask) => {
+                Box::pin(async {
+                    let stream = self.connect(target, progress).await?.talk()?;
+                    asked_http(stream, ask, progress).await
+                })
+                .await
+            }
+            Way::Http(target, Some(tls), ask) => {
+                Box::pin(async {
+                    let stream = self.connect(target, progress).await?.talk()?;
+                    let stream = tls.connect(stream, progress).await?;
+                    asked_http(stream, ask, progress).await
+                })
+                .await
             }
             Way::HttpUnix(path, ask) => {
-                let stream = unix(path, progress).await?;
-                asked_http(stream, ask, progress).await
+                Box::pin(async {
+                    let stream = unix(path, progress).await?;
+                    asked_http(stream, ask, progress).await
+                })
+                .await
             }
-            Way::Grpc(target, tls, ask) => {
-                let stream = self.connect(target, progress).await?;
-                match tls {
-                    None => {
-                        progress.enter(Stage::Answer);
-                        grpc::check(stream, ask).await
-                    }
-                    Some(tls) => {
-                        let stream = tls.connect(stream, progress).await?;
-                        progress.enter(Stage::Answer);
-                        grpc::check(stream, ask).await
-                    }
-                }
+            Way::Grpc(target, None, ask) => {
+                Box::pin(async {
+                    let stream = self.connect(target, progress).await?.talk()?;
+                    asked_grpc(stream, ask, progress).await
+                })
+                .await
+            }
+            Way::Grpc(target, Some(tls), ask) => {
+                Box::pin(async {
+                    let stream = self.connect(target, progress).await?.talk()?;
+                    let stream = tls.connect(stream, progress).await?;
+                    asked_grpc(stream, ask, progress).await
+                })
+                .await
             }
             Way::Unix(path) => unix(path, progress).await.map(drop),
             Way::Exec(command) => {
-                progress.enter(Stage::Answer);
-                exec::run(command).await
+                Box::pin(async {
+                    progress.enter(Stage::Answer);
+                    exec::run(command).await
+                })
+                .await
             }
         }
     }
@@ -154,7 +167,7 @@ impl Checker {
         &self,
         target: &Target,
         progress: &Progress,
-    ) -> Result<TcpStream, CheckFailure> {
+    ) -> Result<Connection, CheckFailure> {
         progress.enter(Stage::LookUp);
         let addresses = target.addresses().await?;
         progress.enter(Stage::Connect);
@@ -181,6 +194,14 @@ where
 {
     progress.enter(Stage::Answer);
     http::check(stream, ask, |stage| progress.enter(stage)).await
+}
+
+async fn asked_grpc<S>(stream: S, ask: &grpc::Ask, progress: &Progress) -> Result<(), CheckFailure>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    progress.enter(Stage::Answer);
+    grpc::check(stream, ask).await
 }
 
 impl Tls {
@@ -277,12 +298,14 @@ impl Asked {
 
     fn http(&self, spec: &Spec, path: &str) -> Result<http::Ask, CheckFailure> {
         let refused = || no_host(&self.authority);
-        Ok(http::Ask {
-            path: path.parse().map_err(|_| refused())?,
-            host: HeaderValue::from_str(&self.authority).map_err(|_| refused())?,
-            statuses: spec.statuses.clone(),
-            body: spec.body.clone(),
-        })
+        let path = path.parse().map_err(|_| refused())?;
+        let host = HeaderValue::from_str(&self.authority).map_err(|_| refused())?;
+        Ok(http::Ask::new(
+            &path,
+            &host,
+            spec.statuses.clone(),
+            spec.body.clone(),
+        ))
     }
 
     fn tls(

@@ -2,8 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
@@ -114,14 +119,14 @@ pub(super) async fn any(
     addresses: &[SocketAddr],
     passes: Option<&Passes>,
     deadline: Instant,
-) -> Result<TcpStream, CheckFailure> {
+) -> Result<Connection, CheckFailure> {
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     let mut last = None;
     for address in addresses {
         let connecting = async {
             match passes {
                 Some(passes) => passes.connect(*address).await,
-                None => TcpStream::connect(address).await,
+                None => Connection::make(socket(*address)?, *address).await,
             }
         };
         // The last one has all of the rest; the check's own timeout ends it.
@@ -134,7 +139,7 @@ pub(super) async fn any(
             }
         };
         match connected {
-            Ok(stream) => return Ok(stream),
+            Ok(connection) => return Ok(connection),
             Err(source) => last = Some((*address, source)),
         }
         left = left.saturating_sub(1);
@@ -148,4 +153,77 @@ pub(super) async fn any(
         Some((_, source)) => CheckFailure::Connect(source),
         None => CheckFailure::Connect(io::ErrorKind::NotFound.into()),
     })
+}
+
+/// A socket for a connection to this address, which doesn't block.
+pub(super) fn socket(to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::STREAM.nonblocking().cloexec(),
+        None,
+    )?;
+    // The handshake's last packet waits for what comes next, be it a request or a reset (tcp(7)): one
+    // packet less, and the peer's process is woken once, or not at all.
+    socket.set_tcp_quickack(false)?;
+    Ok(socket)
+}
+
+/// A connection that the peer's kernel has accepted.
+pub(super) enum Connection {
+    /// Made at once; the runtime doesn't know it.
+    AtOnce(Socket),
+    /// Waited for.
+    InTime(TcpStream),
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn make(socket: Socket, to: SocketAddr) -> io::Result<Self> {
+        match socket.connect(&to.into()) {
+            Ok(()) => return Ok(Self::AtOnce(socket)),
+            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+            Err(error) => return Err(error),
+        }
+        // Over loopback and veth the answer is there when connect(2) returns.
+        let mut answered = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut answered, PollTimeout::ZERO)? > 0 {
+            return match socket.take_error()? {
+                Some(error) => Err(error),
+                None => Ok(Self::AtOnce(socket)),
+            };
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(Self::InTime(stream)),
+        }
+    }
+
+    /// The connection, to talk over.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn talk(self) -> io::Result<TcpStream> {
+        match self {
+            Self::AtOnce(socket) => TcpStream::from_std(socket.into()),
+            Self::InTime(stream) => Ok(stream),
+        }
+    }
+
+    /// Ends the connection by a reset: before the handshake's last packet, so that the peer's process
+    /// never sees it, and no port is kept in TIME_WAIT. (HAProxy's TCP checks end like that.)
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn reset(self) -> io::Result<()> {
+        let now = Some(Duration::ZERO);
+        match self {
+            Self::AtOnce(socket) => socket.set_linger(now),
+            Self::InTime(stream) => SockRef::from(&stream).set_linger(now),
+        }
+    }
 }

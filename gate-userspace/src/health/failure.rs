@@ -129,7 +129,7 @@ impl fmt::Display for Stage {
 }
 
 /// What became of a system call, in the words that people know.
-fn io_text(error: &io::Error) -> String {
+pub(super) fn io_text(error: &io::Error) -> String {
     if let Some(text) = tls::cause(error) {
         return text;
     }
@@ -146,17 +146,21 @@ fn io_text(error: &io::Error) -> String {
     }
 }
 
-/// What went wrong in HTTP; `speaks` is what the peer's first bytes say.
-pub(super) fn http(error: &hyper::Error, speaks: Speaks, wanted: Speaks) -> CheckFailure {
-    let foreign = match (wanted, speaks) {
+/// What to say of a peer that speaks something else.
+pub(super) fn foreign(speaks: Speaks, wanted: Speaks) -> Option<&'static str> {
+    match (wanted, speaks) {
         (_, Speaks::Tls) => Some("the peer speaks TLS"),
         (Speaks::Http1, Speaks::Http2) => Some("the peer speaks HTTP/2 only"),
         (Speaks::Http2, Speaks::Http1) => Some("the peer speaks HTTP/1 only"),
         (Speaks::Http1, Speaks::Other) => Some("the peer speaks no HTTP"),
         (Speaks::Http2, Speaks::Other) => Some("the peer speaks no HTTP/2"),
         _ => None,
-    };
-    if let Some(text) = foreign {
+    }
+}
+
+/// What went wrong in HTTP/2; `speaks` is what the peer's first bytes say.
+pub(super) fn http2(error: &hyper::Error, speaks: Speaks) -> CheckFailure {
+    if let Some(text) = foreign(speaks, Speaks::Http2) {
         return CheckFailure::Http(text.to_owned());
     }
     let mut source = error.source();
@@ -191,4 +195,30 @@ pub(super) fn shown(bytes: &[u8]) -> String {
         shown.push('…');
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_host_lacks_says_nothing_of_the_peer() {
+        let connect = |errno| CheckFailure::Connect(io::Error::from(errno));
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS] {
+            assert!(connect(errno).is_ours(), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENOENT] {
+            assert!(!connect(errno).is_ours(), "{errno}");
+        }
+        assert!(!CheckFailure::Status(503).is_ours());
+    }
+
+    #[test]
+    fn what_a_peer_sent_is_shown_on_one_short_line() {
+        assert_eq!(shown(b"a\r\n\x1b[31mb\xff"), "a???[31mb\u{fffd}");
+        assert_eq!(
+            shown("x".repeat(500).as_bytes()).chars().count(),
+            SHOWN_MAX + 1
+        );
+    }
 }

@@ -25,6 +25,18 @@ pub(super) enum Speaks {
     Other,
 }
 
+/// What a peer speaks that began like that.
+pub(super) fn speaks(first: &[u8]) -> Speaks {
+    match first {
+        [] => Speaks::Nothing,
+        [b'H', b'T', b'T', b'P', b'/', b'1', ..] => Speaks::Http1,
+        [0x15 | 0x16, 3, ..] => Speaks::Tls,
+        [_, _, _, 4, 0 | 1, 0, 0, 0, 0, ..] | [_, _, _, 7, 0, 0, 0, 0, 0, ..] => Speaks::Http2,
+        few if few.len() < ENOUGH => Speaks::Nothing,
+        _ => Speaks::Other,
+    }
+}
+
 /// The first bytes, while the connection is in others' hands.
 #[derive(Clone, Default)]
 pub(super) struct FirstBytes(Arc<Mutex<Bytes>>);
@@ -39,14 +51,7 @@ impl FirstBytes {
     /// What they say.
     pub fn speaks(&self) -> Speaks {
         let first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &first.bytes[..first.count] {
-            [] => Speaks::Nothing,
-            [b'H', b'T', b'T', b'P', b'/', b'1', ..] => Speaks::Http1,
-            [0x15 | 0x16, 3, ..] => Speaks::Tls,
-            [_, _, _, 4, 0 | 1, 0, 0, 0, 0] | [_, _, _, 7, 0, 0, 0, 0, 0] => Speaks::Http2,
-            few if few.len() < ENOUGH => Speaks::Nothing,
-            _ => Speaks::Other,
-        }
+        speaks(&first.bytes[..first.count])
     }
 
     fn add(&self, new: &[u8]) {

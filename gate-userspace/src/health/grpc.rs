@@ -3,7 +3,7 @@
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::first::{FirstBytes, Remembering, Speaks};
-use super::http::{AGENT, Driven};
+use super::first::{FirstBytes, Remembering};
+use super::http::AGENT;
 use super::{CheckFailure, failure};
 
 /// The method's path.
@@ -46,7 +46,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let first = FirstBytes::default();
-    let failed = |error: hyper::Error| failure::http(&error, first.speaks(), Speaks::Http2);
+    let failed = |error: hyper::Error| failure::http2(&error, first.speaks());
     let stream = TokioIo::new(Remembering::new(stream, first.clone()));
     let tasks = Tasks::default();
     let (mut sender, connection) = http2::Builder::new(tasks.executor())
@@ -194,6 +194,37 @@ fn put_varint(to: &mut BytesMut, mut value: u64) {
         value >>= 7;
     }
     to.put_u8(value as u8);
+}
+
+/// A connection that moves on while something is waited for that comes over it.
+struct Driven<'a, C> {
+    connection: Pin<&'a mut C>,
+    is_open: bool,
+}
+
+impl<'a, C: Future<Output = hyper::Result<()>>> Driven<'a, C> {
+    fn new(connection: Pin<&'a mut C>) -> Self {
+        Self {
+            connection,
+            is_open: true,
+        }
+    }
+
+    /// What the future comes to, or why the connection failed before.
+    async fn until<T>(&mut self, future: impl Future<Output = T>) -> hyper::Result<T> {
+        let mut future = pin!(future);
+        // A server that closes at once may end the connection in the same moment as it answers.
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return Ok(done),
+                ended = &mut self.connection, if self.is_open => {
+                    self.is_open = false;
+                    ended?;
+                }
+            }
+        }
+    }
 }
 
 /// The tasks of one connection, which end with the check, however that ends.

@@ -10,11 +10,18 @@ use super::{Check, CheckFailure, Checker, Connectors, Health, Passes, Sample, Sp
 use crate::gates::GateName;
 use crate::pins::Pins;
 
-/// An interval is varied by this part, up or down.
-const JITTER: f64 = 0.1;
+/// An interval is varied by this part, up or down; a tick may vary it by as much again.
+const JITTER: f64 = 0.05;
 
 /// The shortest interval.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Checks that are due within this part of the shortest interval begin together: to wake up costs as much
+/// as a check.
+const TICK_PART: u32 = 20;
+
+/// The longest that a check is late for that.
+const TICK_MAX: Duration = Duration::from_millis(100);
 
 /// What a monitor has to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +112,8 @@ pub struct Monitor {
     passes: Option<Passes>,
     random: fastrand::Rng,
     next_id: CheckId,
+    start: Instant,
+    tick: Duration,
 }
 
 struct Gate {
@@ -121,8 +130,10 @@ struct Slot {
     /// None until it can be made: what it needs may not be there yet.
     checker: Option<Checker>,
     state: State,
-    /// When it is to be started, or was.
+    /// When it is due, or was.
     at: Instant,
+    /// When it was started last.
+    begun: Instant,
     running: Option<AbortHandle>,
 }
 
@@ -140,6 +151,8 @@ impl Monitor {
             passes: pins.map(Passes::following),
             random: fastrand::Rng::new(),
             next_id: 0,
+            start: Instant::now(),
+            tick: TICK_MAX,
         };
         monitor.configure(gates);
         monitor
@@ -177,6 +190,8 @@ impl Monitor {
         for gate in before.into_values() {
             self.remove(&gate.checks);
         }
+        let shortest = self.slots.values().map(Slot::interval).min();
+        self.tick = shortest.map_or(TICK_MAX, |it| (it / TICK_PART).min(TICK_MAX));
     }
 
     fn keep(&mut self, id: CheckId, index: usize) -> CheckId {
@@ -201,6 +216,7 @@ impl Monitor {
             spec,
             checker: None,
             at,
+            begun: at,
             running: None,
         };
         self.slots.insert(id, slot);
@@ -231,6 +247,7 @@ impl Monitor {
                 self.due.insert((now, *id));
             }
         }
+        self.start_due(now);
     }
 
     /// The next thing to tell. It can be dropped at any time, and called again: nothing is lost.
@@ -240,16 +257,21 @@ impl Monitor {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            self.start_due(Instant::now());
-            if !self.events.is_empty() {
-                continue;
-            }
-            let due = self.due.first().map(|(at, _)| *at);
+            let due = self.due.first().map(|(at, _)| self.tick_after(*at));
             tokio::select! {
                 Some(done) = self.running.join_next() => self.finish(done, Instant::now()),
-                () = until(due) => {}
+                () = until(due) => self.start_due(Instant::now()),
             }
         }
+    }
+
+    /// The first tick at or after a time.
+    fn tick_after(&self, time: Instant) -> Instant {
+        let since = time.saturating_duration_since(self.start).as_nanos();
+        let tick = self.tick.as_nanos().max(1);
+        let nanos = since.div_ceil(tick).saturating_mul(tick);
+        let whole = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.start.checked_add(whole).unwrap_or(time)
     }
 
     fn start_due(&mut self, now: Instant) {
@@ -260,7 +282,7 @@ impl Monitor {
             let Some(slot) = self.slots.get_mut(&id) else {
                 continue;
             };
-            slot.at = now;
+            slot.begun = now;
             match slot.checker(&mut self.connectors, self.passes.as_ref()) {
                 Ok(checker) => {
                     let run = async move { (id, checker.run().await) };
@@ -296,8 +318,8 @@ impl Monitor {
             return;
         };
         slot.running = None;
-        let took = now - slot.at;
-        let interval = slot.spec.interval.max(INTERVAL_MIN);
+        let took = now - slot.begun;
+        let interval = slot.interval();
         let factor = 1.0 - JITTER + 2.0 * JITTER * self.random.f64();
         slot.at = (slot.at + interval.mul_f64(factor)).max(now);
         self.due.insert((slot.at, id));
@@ -378,6 +400,10 @@ impl Monitor {
 }
 
 impl Slot {
+    fn interval(&self) -> Duration {
+        self.spec.interval.max(INTERVAL_MIN)
+    }
+
     fn checker(
         &mut self,
         connectors: &mut Connectors,

@@ -4,10 +4,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::Socket;
 
-use crate::error::Error;
+use super::connect::{Connection, socket};
 use crate::pins::Pins;
 use crate::tables::Checks;
 
@@ -15,7 +16,13 @@ use crate::tables::Checks;
 #[derive(Clone)]
 pub struct Passes(Arc<Mutex<Source>>);
 
+/// For so long it is not looked again whether connections must be entered: for those that begin
+/// together once.
+const LOOK: Duration = Duration::from_millis(1);
+
 struct Source {
+    /// When it was looked whether connections must be entered, and whether they must.
+    looked: Option<(Instant, bool)>,
     /// The table, and the inode of its pin.
     open: Option<(Checks, u64)>,
     /// Where it is found anew; none where it stays.
@@ -27,6 +34,7 @@ impl Passes {
     #[must_use]
     pub fn always(checks: Checks) -> Self {
         Self(Arc::new(Mutex::new(Source {
+            looked: None,
             open: Some((checks, 0)),
             pins: None,
         })))
@@ -37,6 +45,7 @@ impl Passes {
     #[must_use]
     pub fn following(pins: Pins) -> Self {
         Self(Arc::new(Mutex::new(Source {
+            looked: None,
             open: None,
             pins: Some(pins),
         })))
@@ -46,27 +55,22 @@ impl Passes {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        if self.source().needed().is_none() {
-            return TcpStream::connect(to).await;
+    pub(super) async fn connect(&self, to: SocketAddr) -> io::Result<Connection> {
+        if !self.source().is_needed() {
+            return Connection::make(socket(to)?, to).await;
         }
         let to = reached(to);
-        let socket = match to {
-            SocketAddr::V4(_) => TcpSocket::new_v4(),
-            SocketAddr::V6(_) => TcpSocket::new_v6(),
-        }?;
-        socket.bind(source(to)?)?;
-        let _pass = self.enter(&socket, to).map_err(io::Error::other)?;
-        socket.connect(to).await
+        let socket = socket(to)?;
+        socket.bind(&source(to)?.into())?;
+        let _pass = self.enter(&socket, to)?;
+        Connection::make(socket, to).await
     }
 
-    fn enter(&self, socket: &TcpSocket, to: SocketAddr) -> Result<Pass<'_>, Error> {
-        let from = socket
-            .local_addr()
-            .map_err(Error::call("getsockname of", "a check"))?;
+    fn enter(&self, socket: &Socket, to: SocketAddr) -> io::Result<Pass<'_>> {
+        let from = socket.local_addr()?.as_socket().unwrap_or(to);
         if let Some((checks, _)) = &mut self.source().open {
-            checks.exempt(socket)?;
-            checks.enter(from, to)?;
+            checks.exempt(socket).map_err(io::Error::other)?;
+            checks.enter(from, to).map_err(io::Error::other)?;
         }
         Ok(Pass {
             passes: self,
@@ -81,32 +85,38 @@ impl Passes {
 }
 
 impl Source {
-    /// The table, where a connection may need it. What can't be opened is as if it was not there: a
-    /// check tells of the backend, not of the pins.
-    fn needed(&mut self) -> Option<&mut Checks> {
+    /// Whether a connection may need an entry. What can't be opened is as if it was not there: a check
+    /// tells of the backend, not of the pins.
+    fn is_needed(&mut self) -> bool {
         let Some(pins) = &self.pins else {
-            return self.open.as_mut().map(|(checks, _)| checks);
+            return true;
         };
-        // Each pin has an inode of its own, also where `gate up` pins the same name again.
-        let Ok(pin) = std::fs::metadata(pins.map("CHECKS")) else {
-            self.open = None;
-            return None;
-        };
-        if self
-            .open
-            .as_ref()
-            .is_none_or(|(_, inode)| *inode != pin.ino())
+        let now = Instant::now();
+        if let Some((at, needed)) = self.looked
+            && now.duration_since(at) < LOOK
         {
-            self.open = match Checks::open(pins) {
-                Ok(checks) => Some((checks, pin.ino())),
+            return needed;
+        }
+        // Each pin has an inode of its own, also where `gate up` pins the same name again.
+        let inode = std::fs::metadata(pins.map("CHECKS"))
+            .ok()
+            .map(|it| it.ino());
+        let known = self.open.as_ref().map(|(_, inode)| *inode);
+        if inode != known {
+            self.open = inode.and_then(|inode| match Checks::open(pins) {
+                Ok(checks) => Some((checks, inode)),
                 Err(error) => {
                     log::debug!("checks do not pass closed gates: {error}");
                     None
                 }
-            };
+            });
         }
-        let checks = self.open.as_mut().map(|(checks, _)| checks);
-        checks.filter(|checks| checks.are_needed())
+        let needed = self
+            .open
+            .as_ref()
+            .is_some_and(|(checks, _)| checks.are_needed());
+        self.looked = Some((now, needed));
+        needed
     }
 }
 

@@ -135,8 +135,24 @@ fn a_head_without_end_is_too_long_well_before_the_timeout() {
             stream.write_all(b"X: y\r\n")?;
         }
     });
-    fails(&topology, &spec("http://10.0.0.5:81/"), "too large");
-    fails(&topology, &spec("http://10.0.0.5:82/"), "too large");
+    serve(&topology, 83, |stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")?;
+        loop {
+            stream.write_all(&[b'x'; 4096])?;
+        }
+    });
+    fails(
+        &topology,
+        &spec("http://10.0.0.5:81/"),
+        "the head is larger than 64 KiB",
+    );
+    fails(
+        &topology,
+        &spec("http://10.0.0.5:82/"),
+        "the head has more than 100 fields",
+    );
+    let text = expecting_a_text(83);
+    fails(&topology, &text, "the body's chunks are no chunks");
 }
 
 #[test]

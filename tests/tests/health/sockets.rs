@@ -1,10 +1,32 @@
-//! Checks of Unix sockets.
+//! Checks that a connection is accepted: of TCP and of Unix sockets.
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 
-use gate_tests::topology::{Side, Topology};
+use gate_tests::topology::{Side, Topology, server_v4, server_v6};
 
+use crate::common::{listen, shell};
 use crate::{fails, passes, spec};
+
+#[test]
+fn a_tcp_check_is_over_before_the_backend_sees_it() {
+    let topology = Topology::new().unwrap();
+    for address in [server_v4(8080), server_v6(8080)] {
+        let listener = listen(&topology, address);
+        listener.set_nonblocking(true).unwrap();
+        for _ in 0..20 {
+            passes(&topology, &spec(&format!("tcp://{address}")));
+        }
+        let seen = listener.accept().map(drop).map_err(|error| error.kind());
+        assert_eq!(seen, Err(ErrorKind::WouldBlock));
+    }
+    let left = shell(
+        &topology,
+        Side::Client,
+        "cat /proc/net/tcp /proc/net/tcp6 | grep -v local | wc -l",
+    );
+    assert_eq!(left.trim(), "0", "nothing is in TIME_WAIT");
+}
 
 #[test]
 fn a_unix_socket_is_healthy_while_connections_are_accepted_there() {
