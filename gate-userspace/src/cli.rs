@@ -33,6 +33,7 @@ mod plan;
 mod purge;
 mod restart;
 mod schema;
+mod top;
 mod up;
 
 /// Restart a TCP backend and no client sees it.
@@ -119,6 +120,8 @@ enum Command {
     Daemon(daemon::Daemon),
     /// Let the daemon read its configuration and apply the difference.
     Reload(daemon::Reload),
+    /// Watch what is live in the terminal, and hold, open and drain by keys.
+    Top(top::Top),
     /// Print metrics of what is live, as Prometheus reads them.
     Metrics(metrics::Metrics),
     /// Follow the data path's debug log (`gate up --debug`).
@@ -281,6 +284,7 @@ impl Command {
             Self::Schema(args) => schema::run(&args),
             Self::Daemon(args) => daemon::run(&args)?,
             Self::Reload(args) => daemon::reload(&args)?,
+            Self::Top(args) => top::run(&pins, &args, json)?,
             Self::Metrics(_) => metrics::run(&pins)?,
             Self::Log => log::follow(&pins, json)?,
             Self::Doctor => doctor()?,

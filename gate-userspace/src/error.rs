@@ -77,6 +77,9 @@ pub enum Error {
     /// Nothing is attached in this network namespace.
     #[error("gate is not up in this network namespace: run `gate up INTERFACE` first")]
     NotUp,
+    /// Something that is only for terminals.
+    #[error("`gate top` needs a terminal at stdin and stdout: `gate status` prints the same, once")]
+    NoTerminal,
     /// No attached hook sees an endpoint's connections.
     #[error("no connection to {endpoint} goes by what is attached: run {remedy} first")]
     NotCovered {
@@ -414,6 +417,7 @@ impl Error {
             Self::Alias(error) => error.exit_code(),
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,
             Self::NotUp
+            | Self::NoTerminal
             | Self::NotCovered { .. }
             | Self::GateNotCovered { .. }
             | Self::NotHere { .. }

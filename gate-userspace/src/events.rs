@@ -72,7 +72,7 @@ pub enum What {
     Closed {
         /// In which mode.
         mode: Mode,
-        /// For how long.
+        /// For how long, to a tenth of a second.
         lease: Duration,
     },
     /// A closed gate was opened.

@@ -52,5 +52,6 @@ pub mod status;
 pub mod steering;
 pub mod sys;
 pub mod tables;
+pub mod top;
 
 pub use error::{Error, Result};

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use gate_common::flow::GateId;
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 
 use super::source::{Outage, Snapshot};
-use super::{Event, Moment, What};
+use super::{Event, INTERVAL, Moment, What};
 use crate::clock;
 use crate::endpoint::Endpoint;
 
@@ -292,7 +292,10 @@ fn happened(
 ) -> Vec<(SystemTime, What)> {
     use Effective::{Closed as Shut, Expired, Open};
     let closed = |mode: Closed, from: BootTime| {
-        let lease = clock::between(from, new.deadline());
+        // It ran for a part of an interval already.
+        let left = clock::between(from, new.deadline()).as_millis();
+        let whole = left.next_multiple_of(INTERVAL.as_millis());
+        let lease = Duration::from_millis(u64::try_from(whole).unwrap_or(u64::MAX));
         let mode = mode.into();
         (now.wall_at(from), What::Closed { mode, lease })
     };
