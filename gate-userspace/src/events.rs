@@ -122,10 +122,10 @@ pub enum What {
         /// Its name.
         interface: String,
     },
-    /// A configured interface is not there; it is attached to as soon as it is.
+    /// Something that the configuration names is not there; it is taken as soon as it is.
     Awaited {
-        /// Its name.
-        interface: String,
+        /// What: an interface, say.
+        what: String,
     },
     /// A configuration was applied.
     Applied {

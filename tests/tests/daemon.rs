@@ -333,3 +333,26 @@ fn an_interface_that_is_not_there_is_waited_for() {
     });
     stop_daemon(daemon);
 }
+
+#[test]
+fn a_backend_that_does_not_listen_yet_is_handed_over_to_once_it_does() {
+    let topology = Topology::new().unwrap();
+    let own = listen(&topology, TARGET);
+    let config = format!(
+        "[gate.web]\nendpoints = [\"{ENDPOINT}\"]\ninterfaces = [\"eth0\"]\n\
+         backends = [{{ address = \"127.0.0.1:8081\" }}]\n"
+    );
+    let daemon = start_daemon(&topology, &config);
+    wait_until("it says so", || {
+        daemon
+            .stderr()
+            .unwrap()
+            .contains("a listener at 127.0.0.1:8081")
+    });
+    let _backend = listen(&topology, "127.0.0.1:8081".parse().unwrap());
+    wait_until("it is handed over", || {
+        gate_status(&topology, "web").handover.is_some()
+    });
+    stop_daemon(daemon);
+    drop(own);
+}

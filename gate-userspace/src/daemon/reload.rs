@@ -42,7 +42,7 @@ pub(super) struct Reloading {
     again: Option<Vec<Reply<Value>>>,
     pending: Option<String>,
     wanted: BTreeSet<String>,
-    awaited: BTreeSet<String>,
+    awaited: BTreeSet<Awaited>,
     begun: Instant,
 }
 
@@ -70,6 +70,20 @@ impl Reloading {
     /// The interfaces that the configuration names.
     pub(super) fn wanted(&self) -> &BTreeSet<String> {
         &self.wanted
+    }
+
+    /// Whether a backend is waited for that may listen at one of these ports.
+    pub(super) fn awaits_listener(&self, ports: &BTreeSet<u16>) -> bool {
+        self.awaited.iter().any(|awaited| match awaited {
+            Awaited::Listener { at, .. } => ports.contains(&at.port),
+            Awaited::Interface(_) | Awaited::Route(_) => false,
+        })
+    }
+
+    /// Whether something is waited for that nobody tells of.
+    pub(super) fn awaits_silently(&self) -> bool {
+        let is_silent = |awaited: &Awaited| !matches!(awaited, Awaited::Interface(_));
+        self.awaited.iter().any(is_silent)
     }
 
     /// How long ago it was begun last.
@@ -177,14 +191,10 @@ impl Reloading {
             what,
         };
         let mut events = Vec::new();
-        let interface = |it: &Awaited| match it {
-            Awaited::Interface(name) => Some(name.clone()),
-            Awaited::Route(_) | Awaited::Listener { .. } => None,
-        };
-        let awaited: BTreeSet<String> = applied.awaited.iter().filter_map(interface).collect();
-        for interface in awaited.difference(&self.awaited) {
-            let interface = interface.clone();
-            events.push(event(What::Awaited { interface }));
+        let awaited: BTreeSet<Awaited> = applied.awaited.iter().cloned().collect();
+        for awaited in awaited.difference(&self.awaited) {
+            let what = awaited.to_string();
+            events.push(event(What::Awaited { what }));
         }
         self.awaited = awaited;
         let changes = applied.changes.len();

@@ -1,13 +1,14 @@
 //! The daemon's loop.
 
+mod gates;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use gate_common::state::StateWord;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,20 +19,18 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use super::Commands;
 use super::actions::{Actions, Spare, Task};
 use super::api::{Api, Ask, MetricsOnly, Reply};
-use super::control::{Action, Control, Policy};
+use super::control::Control;
 use super::error::DaemonError;
 use super::hub::Hub;
 use super::keeper::{Keeper, error_line, failed};
 use super::reload::Reloading;
 use super::server::{serve_tcp, serve_unix};
 use super::socket::Socket;
-use crate::clock;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::events::{self, Event, Moment, Observer, Snapshot, Source, What};
 use crate::gates::GateName;
-use crate::health::{Health, HealthEvent, Monitor};
-use crate::interfaces;
+use crate::health::{HealthEvent, Monitor};
 use crate::listens::{self, Listens};
 use crate::logging;
 use crate::metrics::{self, Connections, Tally};
@@ -41,9 +40,6 @@ use crate::report;
 
 /// Between two looks at leases and interfaces.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// Until a configuration that could not be applied is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// For what is under way when the daemon is to end.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -296,160 +292,6 @@ impl Daemon {
                     self.blind = Some(why);
                 }
             }
-        }
-    }
-
-    /// A configured gate's word; none where there is no such gate.
-    fn word(&self, gate: &GateName) -> Option<StateWord> {
-        let label = gate.to_string();
-        let is_it = |known: &&events::Known| known.is_named && known.label == label;
-        let known = self.snapshot.gates.iter().find(|(_, known)| is_it(known));
-        let (id, _) = known?;
-        self.snapshot.words.get(id.0 as usize).copied()
-    }
-
-    fn policy(&self, gate: &GateName) -> Option<Policy> {
-        let gate = self.config.gates.get(gate)?;
-        Some(Policy {
-            on_down: gate.on_down,
-            on_up: gate.on_up,
-            max_hold: gate.max_hold,
-        })
-    }
-
-    fn on_health(&mut self, event: &HealthEvent) {
-        self.tally.health(event);
-        let (gate, health, why) = match event {
-            HealthEvent::Changed { gate, to, why, .. } => (gate, *to, why),
-            HealthEvent::Checked { .. } => return,
-            HealthEvent::Unmade { gate, index, why } => {
-                self.unmade(gate, *index, why);
-                return;
-            }
-        };
-        let what = match health {
-            Health::Up => Some(What::Up),
-            Health::Down => Some(What::Down {
-                why: why.clone().unwrap_or_default(),
-            }),
-            Health::Unknown => None,
-        };
-        if let Some(what) = what {
-            self.tell(&Event {
-                at: SystemTime::now(),
-                gate: Some(gate.to_string()),
-                what,
-            });
-        }
-        // Others may have closed it a moment ago.
-        self.observe();
-        let (Some(policy), Some(word)) = (self.policy(gate), self.word(gate)) else {
-            return;
-        };
-        let control = self.gates.entry(gate.clone()).or_default();
-        for action in control.on_health(health, &policy, word, clock::now()) {
-            self.act(gate, action);
-        }
-    }
-
-    /// A check could not be made: that is told once, and not as the backend's.
-    fn unmade(&mut self, gate: &GateName, index: usize, why: &str) {
-        let known = self.unmade.insert((gate.clone(), index), why.to_owned());
-        if known.as_deref() != Some(why) {
-            let mut event = failed(format!("check {}: {why}", index + 1));
-            event.gate = Some(gate.to_string());
-            self.tell(&event);
-        }
-    }
-
-    /// Sockets began to listen at these ports: what a guard holds goes to them, and a backend that was
-    /// down may be up.
-    fn on_listening(&mut self, ports: &BTreeSet<u16>) {
-        self.keeper.tell(ports);
-        for (gate, control) in &self.gates {
-            let config = self.config.gates.get(gate);
-            let is_there = config
-                .is_some_and(|config| config.endpoints.iter().any(|it| ports.contains(&it.port)));
-            if control.health() == Health::Down && is_there {
-                self.monitor.hurry(gate);
-            }
-        }
-    }
-
-    fn act(&mut self, gate: &GateName, action: Action) {
-        let allow = self.config.gates.get(gate).map(|gate| gate.allow.clone());
-        self.actions.push(Task {
-            gate: gate.clone(),
-            action,
-            allow: allow.unwrap_or_default(),
-        });
-    }
-
-    fn on_done(&mut self, task: &Task, result: Result<()>) {
-        let Err(error) = result else {
-            return;
-        };
-        let what = match task.action {
-            Action::Close { .. } => "close",
-            Action::Flush => "flush",
-            Action::Open { .. } => "open",
-        };
-        let mut event = failed(format!("{what}: {}", error_line(&error)));
-        event.gate = Some(task.gate.to_string());
-        self.tell(&event);
-    }
-
-    /// Renews leases, opens what nobody would open any more, and applies what could not be before.
-    fn settle(&mut self) {
-        let now = clock::now();
-        let mut due = Vec::new();
-        for (id, known) in self
-            .snapshot
-            .gates
-            .iter()
-            .filter(|(_, known)| known.is_named)
-        {
-            let word = self.snapshot.words.get(id.0 as usize).copied();
-            let Some(word) = word.filter(|word| word.is_by_health()) else {
-                continue;
-            };
-            let Ok(gate) = known.label.parse::<GateName>() else {
-                continue;
-            };
-            if self.actions.is_busy(&gate) {
-                continue;
-            }
-            let watched = self
-                .config
-                .gates
-                .get(&gate)
-                .is_some_and(|it| !it.checks.is_empty());
-            let policy = self.policy(&gate).filter(|_| watched);
-            let control = self.gates.get(&gate).copied().unwrap_or_default();
-            let action = match policy {
-                Some(policy) => control.on_tick(&policy, word, now),
-                None if Control::on_forgotten(word, now) => Some(Action::Open { rate: None }),
-                None => None,
-            };
-            due.extend(action.map(|action| (gate, action)));
-        }
-        for (gate, action) in due {
-            self.act(&gate, action);
-        }
-        let is_up = self.snapshot.epoch.is_some();
-        let missed = self
-            .reloading
-            .wanted()
-            .difference(&self.snapshot.interfaces);
-        let missed: BTreeSet<&String> = missed.collect();
-        let appeared = is_up && !missed.is_empty() && {
-            let there = interfaces::list().unwrap_or_default();
-            there
-                .iter()
-                .any(|interface| missed.contains(&interface.name))
-        };
-        if (appeared || self.reloading.pending().is_some()) && self.reloading.since() >= AGAIN {
-            self.reloading.begin_with(self.config.clone());
         }
     }
 

@@ -66,7 +66,7 @@ fn fields(what: &What) -> (&'static str, Value) {
         ),
         What::Attached { interface } => ("attached", json!({ "interface": interface })),
         What::Detached { interface } => ("detached", json!({ "interface": interface })),
-        What::Awaited { interface } => ("awaited", json!({ "interface": interface })),
+        What::Awaited { what } => ("awaited", json!({ "what": what })),
         What::Applied { changes } => ("applied", json!({ "changes": changes })),
         What::Failed { why } => ("failed", json!({ "why": why })),
     }
@@ -119,7 +119,7 @@ pub fn from_json(value: &Value) -> Option<Event> {
             interface: text("interface")?,
         },
         "awaited" => What::Awaited {
-            interface: text("interface")?,
+            what: text("what")?,
         },
         "applied" => What::Applied {
             changes: number("changes")?,
@@ -182,7 +182,7 @@ mod tests {
             prop::collection::vec(endpoint(), 0..4).prop_map(|to| What::HandedOver { to }),
             text().prop_map(|interface| What::Attached { interface }),
             text().prop_map(|interface| What::Detached { interface }),
-            text().prop_map(|interface| What::Awaited { interface }),
+            text().prop_map(|what| What::Awaited { what }),
             (0_usize..1 << 20).prop_map(|changes| What::Applied { changes }),
             text().prop_map(|why| What::Failed { why }),
         ]

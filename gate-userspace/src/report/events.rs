@@ -55,9 +55,7 @@ pub fn what(what: &What) -> String {
         What::HandedOver { to } => format!("new connections go to {}", list(to)),
         What::Attached { interface } => format!("{interface}: attached"),
         What::Detached { interface } => format!("{interface}: detached"),
-        What::Awaited { interface } => {
-            format!("{interface}: no such interface yet; attached as soon as it is there")
-        }
+        What::Awaited { what } => format!("waiting for {what}, which is not there yet"),
         What::Applied { changes: 0 } => "configuration read; nothing to change".to_owned(),
         What::Applied { changes: 1 } => "configuration applied: 1 change".to_owned(),
         What::Applied { changes } => format!("configuration applied: {changes} changes"),
