@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -29,7 +29,8 @@ pub struct Purged {
     pub here: Option<Downed>,
     /// Of other network namespaces, by inode.
     pub elsewhere: BTreeMap<u64, Elsewhere>,
-    /// What was pinned besides: folders that were half built, and what gate did not make.
+    /// What there was besides: folders that were half built, what gate did not make, the daemon's socket
+    /// in another place.
     pub rest: Vec<PathBuf>,
     /// Whether [`RUNTIME`] was there.
     pub runtime: bool,
@@ -58,14 +59,15 @@ pub enum Elsewhere {
     },
 }
 
-/// Removes every trace, after it has opened and released what is held.
+/// Removes every trace, after it has opened and released what is held. `sockets` are those at which
+/// the daemon may answer.
 ///
 /// # Errors
-/// [`Error::DaemonRuns`] where `socket` answers, as the daemon would attach anew; unless it is none.
+/// [`Error::DaemonRuns`] where one of them answers, as the daemon would attach anew; not with `force`.
 /// Else those of the kernel and the file system.
-pub fn purge(pins: &Pins, socket: Option<&Path>) -> Result<Purged> {
-    if let Some(socket) = socket {
-        check_daemon(socket)?;
+pub fn purge(pins: &Pins, sockets: &BTreeSet<PathBuf>, force: bool) -> Result<Purged> {
+    if !force {
+        sockets.iter().try_for_each(|socket| check_daemon(socket))?;
     }
     let mut purged = Purged::default();
     let here = namespace_of(Path::new("/proc/thread-self/ns/net"));
@@ -85,10 +87,20 @@ pub fn purge(pins: &Pins, socket: Option<&Path>) -> Result<Purged> {
     }
     purged.here = datapath::down(pins)?;
     purged.rest = remove_rest(pins, &known)?;
+    for socket in sockets.iter().filter(|path| !path.starts_with(RUNTIME)) {
+        if is_socket(socket) {
+            pins::remove(socket)?;
+            purged.rest.push(socket.clone());
+        }
+    }
     let runtime = Path::new(RUNTIME);
     purged.runtime = runtime.exists();
     pins::remove(runtime)?;
     Ok(purged)
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// Fails where somebody answers at the daemon's socket.

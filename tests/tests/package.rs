@@ -238,6 +238,12 @@ fn the_daemon_runs_in_the_units_sandbox() {
     );
     ok(&machine, "systemctl reload gate");
     assert_eq!(daemon(&machine), id);
+    // Nothing that it wanted was refused.
+    let warnings = ok(
+        &machine,
+        "journalctl --no-pager -q -u gate -p warning _COMM=gate",
+    );
+    assert_eq!(warnings, "");
 }
 
 #[test]
@@ -270,6 +276,37 @@ fn a_daemon_that_dies_or_hangs_is_back_and_its_gates_stayed() {
             "{journal}"
         );
     }
+}
+
+#[test]
+fn a_purge_knows_the_daemons_socket_from_its_configuration() {
+    if !can_run() {
+        return;
+    }
+    let machine = installed();
+    let set = |socket: &str| {
+        let line = format!("printf '[daemon]\\nsocket = \"{socket}\"\\n' > /etc/gate/gate.toml");
+        ok(&machine, &line);
+    };
+    set("/run/gate/other.sock");
+    ok(&machine, "systemctl restart gate");
+    let refused = machine.run("gate purge").unwrap();
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(refused.text.contains("/run/gate/other.sock"), "{refused:?}");
+    ok(&machine, "test -e /sys/fs/bpf/gate && systemctl stop gate");
+
+    // What a killed daemon left goes; what is no socket stays.
+    set("/run/left.sock");
+    ok(
+        &machine,
+        "perl -MIO::Socket::UNIX -e \
+         'IO::Socket::UNIX->new(Local => \"/run/left.sock\", Listen => 1) or die'",
+    );
+    let purged = ok(&machine, "gate purge");
+    assert!(purged.contains("removed /run/left.sock\n"), "{purged}");
+    ok(&machine, "test ! -e /run/left.sock && touch /run/left.sock");
+    assert_eq!(ok(&machine, "gate purge"), "there was no trace of gate\n");
+    ok(&machine, "test -e /run/left.sock");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! `gate purge`.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use clap::Args;
-use gate_userspace::config::DaemonConfig;
+use gate_userspace::config::{self, DaemonConfig};
 use gate_userspace::error::Result;
 use gate_userspace::pins::Pins;
 use gate_userspace::{purge, report};
@@ -24,11 +27,20 @@ pub struct Purge {
 
 /// Runs it.
 pub fn run(pins: &Pins, args: &Purge) -> Result<Answer> {
-    let socket = DaemonConfig::default().socket;
-    let socket = (!args.force).then_some(socket.as_path());
-    let purged = purge::purge(pins, socket)?;
+    let purged = purge::purge(pins, &sockets(), args.force)?;
     Ok(Answer::done(
         report::purged(&purged),
         report::purged_json(&purged),
     ))
+}
+
+/// Where the daemon may answer: at its usual place, and at that of the configuration.
+fn sockets() -> BTreeSet<PathBuf> {
+    // One that can't be read has started no daemon.
+    let configured = config::load(Path::new(config::PATH)).ok();
+    let configured = configured.map(|config| config.daemon.socket);
+    configured
+        .into_iter()
+        .chain([DaemonConfig::default().socket])
+        .collect()
 }
