@@ -279,6 +279,34 @@ fn a_daemon_that_dies_or_hangs_is_back_and_its_gates_stayed() {
 }
 
 #[test]
+fn with_pins_of_another_version_the_daemon_says_what_to_do_and_then_goes_on() {
+    if !can_run() {
+        return;
+    }
+    let machine = installed();
+    ok(
+        &machine,
+        &format!(
+            "systemctl stop gate && mv /sys/fs/bpf/gate/v* /sys/fs/bpf/gate/v1 && \
+             printf '[gate.web]\\nendpoints = [\"{ENDPOINT}\"]\\n' > /etc/gate/conf.d/web.toml"
+        ),
+    );
+    ok(&machine, "systemctl start gate");
+    let told = ok(&machine, "systemctl show gate -P StatusText");
+    for part in [
+        "not applied",
+        "made by another version of gate",
+        "run `gate down`",
+    ] {
+        assert!(told.contains(part), "no {part}: {told}");
+    }
+    ok(&machine, "gate down && systemctl reload gate");
+    assert_eq!(status(&machine, "web")["mode"], "open");
+    let told = ok(&machine, "systemctl show gate -P StatusText");
+    assert!(!told.contains("not applied"), "{told}");
+}
+
+#[test]
 fn a_purge_knows_the_daemons_socket_from_its_configuration() {
     if !can_run() {
         return;
