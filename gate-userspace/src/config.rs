@@ -32,7 +32,7 @@ mod whole;
 pub use apply::{Applied, apply, planned};
 pub use change::{Awaited, Change};
 pub use error::{ConfigError, Position, Problem};
-pub use live::{Live, LiveGate};
+pub use live::{Live, LiveGate, LiveHandover};
 pub use plan::{Plan, plan};
 pub use schema::{markdown, schema};
 pub use wanted::Target;

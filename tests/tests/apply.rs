@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::Instant;
 
 use common::{
@@ -17,11 +18,15 @@ use common::{
     wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
+use gate_common::flow::EndpointKey;
 use gate_tests::backend::Options;
 use gate_tests::topology::{INTERFACE, Output, Process, SCRATCH, Side, Topology, server_v4};
 use gate_tests::{exe, foreign, listener};
+use gate_userspace::endpoint::Endpoint;
+use gate_userspace::interfaces;
 use gate_userspace::pins::Pins;
 use gate_userspace::sys;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const PATH: &str = "/run/gate.toml";
@@ -351,11 +356,31 @@ fn the_hook_is_what_was_asked_for_or_nothing() {
     let xdp = WEB.replace("'eth0'", "'lo', 'eth0'") + "hook = 'xdp'\n";
     assert_refused(&topology, &xdp, 1, &["lo can't take that hook"]);
     apply(&topology, &(WEB.to_owned() + "hook = 'tc-ingress'\n"));
-    let words = ["attached with tc-ingress already, not xdp", "gate down"];
-    assert_refused(&topology, &(WEB.to_owned() + "hook = 'xdp'\n"), 1, &words);
     // More than there is comes on top.
     let more = applied(&topology, &(WEB.to_owned() + "hook = 'tc'\n"));
     assert_eq!(more, ["+ attach eth0 (tc-egress)"]);
+    // What is asked for instead takes its place, unless a gate is closed.
+    let generic = WEB.to_owned() + "hook = 'xdp-generic'\n";
+    gate(&topology, &["hold", "web", "--for", "60s"]);
+    assert_refused(&topology, &generic, 3, &["web is closed"]);
+    gate(&topology, &["open", "web"]);
+    let anew = ["- detach eth0", "+ attach eth0 (xdp-generic)"];
+    assert_eq!(applied(&topology, &generic), anew);
+    assert!(
+        topology
+            .run(Side::Server, || Ok(interfaces::list()?))
+            .unwrap()
+            .iter()
+            .any(|it| it.xdp.is_some())
+    );
+    assert_eq!(applied(&topology, &generic), [] as [&str; 0]);
+    // What was attached by hand stays.
+    let topology = up();
+    let words = [
+        "attached with tc-ingress already, not xdp-generic",
+        "gate down",
+    ];
+    assert_refused(&topology, &generic, 1, &words);
 }
 
 #[test]
@@ -587,11 +612,27 @@ fn ten_thousand_endpoints_are_applied_and_one_change_touches_one_gate() {
     let names = "find /sys/fs/bpf -type d -regex '.*/[0-9]+-g[0-9]+' -printf '%P %i %C@\\n' | sort";
     let before = shell(&topology, Side::Server, names);
     assert_eq!(before.lines().count(), 2000);
+    // A key that is written again changes its place among those of its bucket, so the order tells.
+    let entries = || {
+        let read = || {
+            let map = sys::open_pin(&Pins::here()?.map("ENDPOINTS"))?;
+            Ok(sys::lookup_all::<EndpointKey, u32>(map.as_fd())?)
+        };
+        let all = topology.run(Side::Server, read).unwrap();
+        let new = "10.8.0.1:80".parse::<Endpoint>().unwrap();
+        let others = all
+            .into_iter()
+            .filter(|(key, _)| Endpoint::from(*key) != new);
+        others.collect::<Vec<_>>()
+    };
+    let order = entries();
+    assert_eq!(order.len(), 10_000);
     let start = Instant::now();
     let changed = applied(&topology, &many(1000, Some(500)));
     println!("changed in {:?}", start.elapsed());
     assert_eq!(changed, ["~ define g500: +10.8.0.1:80"]);
     assert_eq!(shell(&topology, Side::Server, names), before);
+    assert!(entries() == order, "other gates' endpoints were written");
     let gates = status(&topology).gates;
     assert_eq!(gates.len(), 1000);
     let endpoints: usize = gates.iter().map(|it| it.gate.endpoints.len()).sum();
@@ -639,4 +680,36 @@ fn a_guarded_gate_of_the_configuration_survives_a_restart() {
     // Its client's own retransmission finds it.
     assert!(client.finish_connected() > BEFORE_RETRANSMISSION);
     assert_eq!(applied(&topology, GUARDED), [] as [&str; 0]);
+}
+
+#[test]
+fn one_that_was_killed_at_any_moment_is_gone_on_from() {
+    let topology = Topology::new().unwrap();
+    shell(&topology, Side::Server, "ip route add 10.0.0.0/8 dev eth0");
+    let one = many(200, None);
+    let other = many(200, Some(7)).replace("[gate.g1", "[gate.h1") + "mode = 'guard'\n";
+    let mut cut_short = 0;
+    for round in 0..24 {
+        let text = if round % 2 == 0 { &one } else { &other };
+        configure(&topology, text);
+        let running = start_gate(&topology, Side::Server, &["apply", "--config", PATH]);
+        sleep(MS * (round * 4));
+        // It may be done by now.
+        let _done = running.signal(Signal::SIGKILL);
+        cut_short += usize::from(running.wait(LIMIT).unwrap().status.code().is_none());
+        gate(&topology, &["apply", "--config", PATH]);
+        let plan = planned(&topology, text);
+        assert_eq!(changes(&plan), [] as [&str; 0], "round {round}");
+        let gates = status(&topology).gates;
+        assert_eq!(gates.len(), 200, "round {round}");
+        let endpoints: usize = gates.iter().map(|it| it.gate.endpoints.len()).sum();
+        assert_eq!(
+            endpoints,
+            2000 + usize::from(round % 2 == 1),
+            "round {round}"
+        );
+        let guarded = gates.iter().filter(|it| it.guard.is_some()).count();
+        assert_eq!(guarded, usize::from(round % 2 == 1), "round {round}");
+    }
+    assert!(cut_short > 8, "{cut_short} of 24");
 }

@@ -141,8 +141,6 @@ fn prepare(plan: &mut Plan, config: &Config) -> Result<BTreeMap<GateName, Prepar
                     made.handover = matches!(change, Change::HandOver { again: true, .. });
                 }
             }
-            // What the route will be once it is there is not known yet.
-            Err(Error::NoRoute { endpoint }) => plan.awaited.push(Awaited::Route(endpoint)),
             Err(error @ (Error::Handover(_) | Error::Backend(_))) => plan.obstacles.push(error),
             Err(error) => return Err(error),
         }
@@ -175,7 +173,7 @@ struct Sorted<'a> {
     over: Vec<&'a GateName>,
     back: Vec<&'a GateName>,
     forget: Vec<&'a Gate>,
-    detach: Vec<u32>,
+    detach: Vec<(u32, &'a str)>,
 }
 
 impl<'a> Sorted<'a> {
@@ -198,7 +196,7 @@ impl<'a> Sorted<'a> {
                 Change::HandOver { gate, .. } => sorted.over.push(gate),
                 Change::HandBack { gate } => sorted.back.push(gate),
                 Change::Forget { gate } => sorted.forget.push(gate),
-                Change::Detach { index, .. } => sorted.detach.push(*index),
+                Change::Detach { index, interface } => sorted.detach.push((*index, interface)),
             }
         }
         sorted
@@ -213,6 +211,10 @@ fn carry_out(
 ) -> Result<()> {
     let sorted = Sorted::new(&plan.changes);
     let held = config.daemon.held.filter(|_| !live.is_up);
+    // What gets another hook is detached right before; the rest goes last.
+    let comes_back = |(_, name): &(u32, &str)| sorted.attach.iter().any(|it| it.interface == *name);
+    let (again, gone): (Vec<_>, Vec<_>) = sorted.detach.iter().partition(|it| comes_back(it));
+    steps.detach(&again)?;
     steps.attach(&sorted.attach, &live.interfaces, (held, live.is_up))?;
     if sorted.keep {
         steps.keep()?;
@@ -243,7 +245,7 @@ fn carry_out(
             steps.hand(gate, to.as_ref().map(|to| (ready, to)))?;
         }
     }
-    steps.detach(&sorted.detach)?;
+    steps.detach(&gone)?;
     let managed: Managed = plan.managed(steps.ids());
     steps.note(&managed)
 }

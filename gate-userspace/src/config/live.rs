@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gate_common::handover::{Split, Steered};
 use gate_common::state::{BootTime, Effective};
 
 use super::{Config, Interfaces};
@@ -50,8 +51,30 @@ pub struct LiveGate {
     pub is_closed: bool,
     /// The lease of its guard.
     pub guard: Option<Duration>,
-    /// Who gets its new connections, each with its weight; none for its own listener.
-    pub handover: Option<BTreeSet<(Endpoint, u32)>>,
+    /// Who gets its new connections; none for its own listener.
+    pub handover: Option<LiveHandover>,
+}
+
+/// Who gets a gate's new connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveHandover {
+    /// By which hook.
+    pub hook: Steered,
+    /// The backends, each with its weight.
+    pub to: BTreeSet<(Endpoint, u32)>,
+}
+
+impl From<&Split> for LiveHandover {
+    fn from(split: &Split) -> Self {
+        let all = handover::portions(split).into_iter();
+        Self {
+            hook: match split.is_by(Steered::Connect) {
+                true => Steered::Connect,
+                false => Steered::Lookup,
+            },
+            to: all.map(|(at, weight, _)| (at, weight)).collect(),
+        }
+    }
 }
 
 impl Live {
@@ -99,12 +122,10 @@ impl Live {
                 Some(handovers) if handed.contains(&gate.id) => handovers.split(gate.id)?,
                 _ => None,
             };
-            let shares = |split| handover::portions(&split).into_iter();
-            let handover = split.map(|split| shares(split).map(|(at, weight, _)| (at, weight)));
             let one = LiveGate {
                 is_closed: matches!(word.at(|| now), Effective::Closed(_)),
                 guard,
-                handover: handover.map(Iterator::collect),
+                handover: split.as_ref().map(LiveHandover::from),
                 gate,
             };
             match (&one.gate.name, one.gate.endpoints.first()) {

@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gate_common::abi::{MAX_ENDPOINTS, MAX_GATES};
 use gate_common::flow::GateId;
+use gate_common::handover::Steered;
 
 use super::change::{Awaited, Change};
-use super::live::{Live, LiveGate};
+use super::live::{Live, LiveGate, LiveHandover};
 use super::wanted;
 use super::{Config, DefaultMode, GateConfig};
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::gates::{self, Gate, GateName};
 use crate::handover::Refusal;
+use crate::interfaces::Interface;
 use crate::pins::{Made, Managed};
 use crate::{alias, reach};
 
@@ -38,7 +40,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(config: &Config, live: &Live) -> Plan {
     let mut plan = Plan::default();
-    attachments(&mut plan, config, live);
+    let waiting = attachments(&mut plan, config, live);
     let owners = owners(live);
     for (name, gate) in &config.gates {
         define(&mut plan, (name, gate), (config, live), &owners);
@@ -47,7 +49,8 @@ pub fn plan(config: &Config, live: &Live) -> Plan {
         let now = live.gates.get(name);
         let made = made(live, name);
         let guard = guard(&mut plan, (name, gate), now, made);
-        let handover = hand(&mut plan, (name, gate), now, made);
+        let is_early = waiting.contains(name);
+        let handover = hand(&mut plan, (name, gate), (live, is_early), made);
         let made = Made { guard, handover };
         plan.made.insert(name.clone(), made);
     }
@@ -69,8 +72,9 @@ fn made(live: &Live, name: &GateName) -> Made {
     managed.map(|(_, made)| *made).unwrap_or_default()
 }
 
-/// The interfaces that are wanted, and how much of the endpoints they see.
-fn attachments(plan: &mut Plan, config: &Config, live: &Live) {
+/// The interfaces that are wanted, and how much of the endpoints they see. Returns the gates that wait
+/// for something.
+fn attachments(plan: &mut Plan, config: &Config, live: &Live) -> BTreeSet<GateName> {
     let wanted = wanted::interfaces(config, live);
     for (index, need) in &wanted.needs {
         let Some(interface) = live.interface(*index) else {
@@ -86,6 +90,9 @@ fn attachments(plan: &mut Plan, config: &Config, live: &Live) {
             Ok(missing) => {
                 plan.changes.extend(missing.into_iter().map(Change::Attach));
                 plan.interfaces.insert(*index);
+            }
+            Err(Error::OtherHook { .. }) if live.managed.interfaces.contains(index) => {
+                again(plan, interface, *need, live);
             }
             Err(error) => plan.obstacles.push(error),
         }
@@ -108,6 +115,19 @@ fn attachments(plan: &mut Plan, config: &Config, live: &Live) {
         }
     }
     plan.awaited.extend(wanted.awaited);
+    wanted.waiting
+}
+
+/// An interface that the configuration attached to gets another hook: for a moment it has none.
+fn again(plan: &mut Plan, interface: &Interface, need: wanted::Need, live: &Live) {
+    match wanted::missing(interface, &live.interfaces, need, &[]) {
+        Ok(missing) => {
+            detach(plan, interface, live);
+            plan.changes.extend(missing.into_iter().map(Change::Attach));
+            plan.interfaces.insert(interface.index);
+        }
+        Err(error) => plan.obstacles.push(error),
+    }
 }
 
 /// What the attachments see of a gate.
@@ -264,37 +284,60 @@ fn guard(
 fn hand(
     plan: &mut Plan,
     (name, gate): (&GateName, &GateConfig),
-    now: Option<&LiveGate>,
+    (live, is_early): (&Live, bool),
     made: Made,
 ) -> bool {
+    let now = live.gates.get(name);
     let before = now.and_then(|it| it.handover.as_ref());
-    let wanted: BTreeSet<(Endpoint, u32)> = gate
-        .backends
-        .iter()
-        .map(|it| (it.address, it.weight))
-        .collect();
-    match before {
-        Some(shares) if *shares == wanted => true,
-        before if !wanted.is_empty() => {
-            plan.changes.push(Change::HandOver {
-                gate: name.clone(),
-                to: gate.backends.clone(),
-                again: before.is_some(),
-            });
-            true
-        }
-        Some(_) if made.handover => {
+    if gate.backends.is_empty() {
+        if before.is_some() && made.handover {
             let gate = name.clone();
             plan.changes.push(Change::HandBack { gate });
-            false
-        }
-        Some(_) => {
+        } else if before.is_some() {
             let note = format!("{name} is handed over by hand, and stays so");
             plan.notes.push(note);
-            false
         }
-        None => false,
+        return false;
     }
+    let hook = match hook(gate, live) {
+        // By which hook can't be told before the way to the endpoints is known.
+        Err(endpoint) => {
+            plan.awaited.push(Awaited::Route(endpoint));
+            return before.is_some();
+        }
+        Ok(_) if is_early => return before.is_some(),
+        Ok(hook) => hook,
+    };
+    let wanted = gate.backends.iter().map(|it| (it.address, it.weight));
+    let wanted: BTreeSet<(Endpoint, u32)> = wanted.collect();
+    let is_so = |it: &LiveHandover| it.to == wanted && hook.is_none_or(|hook| it.hook == hook);
+    if !before.is_some_and(is_so) {
+        plan.changes.push(Change::HandOver {
+            gate: name.clone(),
+            to: gate.backends.clone(),
+            again: before.is_some(),
+        });
+    }
+    true
+}
+
+/// By which hook a gate is handed over; none where its endpoints are partly here. Fails with an endpoint
+/// that no route leads to.
+fn hook(gate: &GateConfig, live: &Live) -> Result<Option<Steered>, Endpoint> {
+    let (mut here, mut there) = (false, false);
+    for endpoint in &gate.endpoints {
+        match live.places.get(endpoint) {
+            Some(None) => return Err(*endpoint),
+            Some(Some(place)) if place.is_here() => here = true,
+            Some(Some(_)) => there = true,
+            None => {}
+        }
+    }
+    Ok(match (here, there) {
+        (true, false) => Some(Steered::Lookup),
+        (false, true) => Some(Steered::Connect),
+        _ => None,
+    })
 }
 
 /// The gates that the configuration doesn't have.
@@ -369,23 +412,28 @@ fn room(plan: &mut Plan, config: &Config, live: &Live) {
 
 /// The interfaces that the configuration attached to and wants no more.
 fn detachments(plan: &mut Plan, live: &Live) {
-    for index in live.managed.interfaces.difference(&plan.interfaces) {
+    let kept = plan.interfaces.clone();
+    for index in live.managed.interfaces.difference(&kept) {
         let Some(interface) = live.interface(*index) else {
             continue;
         };
         if !live.attached.contains_key(index) {
             continue;
         }
-        let mut gates = live.gates.values().chain(live.singles.values());
-        if let Some(gate) = gates.find(|it| it.is_closed) {
-            // What it holds from there would have no way back.
-            plan.obstacles.push(closed(gate));
-        }
-        plan.changes.push(Change::Detach {
-            index: *index,
-            interface: interface.name.clone(),
-        });
+        detach(plan, interface, live);
     }
+}
+
+fn detach(plan: &mut Plan, interface: &Interface, live: &Live) {
+    let mut gates = live.gates.values().chain(live.singles.values());
+    if let Some(gate) = gates.find(|it| it.is_closed) {
+        // What it holds from there would have no way back, and what comes meanwhile would pass.
+        plan.obstacles.push(closed(gate));
+    }
+    plan.changes.push(Change::Detach {
+        index: interface.index,
+        interface: interface.name.clone(),
+    });
 }
 
 impl Plan {

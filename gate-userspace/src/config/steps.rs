@@ -289,10 +289,11 @@ impl<'a> Steps<'a> {
     }
 
     /// Detaches from interfaces.
-    pub(super) fn detach(&mut self, indexes: &[u32]) -> Result<()> {
-        if indexes.is_empty() {
+    pub(super) fn detach(&mut self, interfaces: &[(u32, &str)]) -> Result<()> {
+        if interfaces.is_empty() {
             return Ok(());
         }
+        let indexes: Vec<u32> = interfaces.iter().map(|(index, _)| *index).collect();
         let all = interfaces::list()?;
         let attachments = attach::attachments(self.pins)?;
         let is_going = |it: &&Attachment| indexes.contains(&it.ifindex);

@@ -187,7 +187,11 @@ fn what_people_closed_guarded_or_named_stands_in_the_way() {
     assert_eq!(single(false, None, None), "");
     assert!(single(true, None, None).contains("10.0.0.5:81 is closed"));
     assert!(single(false, Some(LEASE), None).contains("is guarded"));
-    assert!(single(false, None, Some(BTreeSet::new())).contains("is handed over"));
+    let handover = LiveHandover {
+        hook: Steered::Lookup,
+        to: BTreeSet::new(),
+    };
+    assert!(single(false, None, Some(handover)).contains("is handed over"));
 }
 
 #[test]
@@ -229,7 +233,10 @@ fn handovers_follow_the_backends_unless_made_by_hand() {
         address: endpoint("10.0.0.5:90"),
         weight: 2,
     };
-    let shares = |weight| BTreeSet::from([(endpoint("10.0.0.5:90"), weight)]);
+    let shares = |weight| LiveHandover {
+        hook: Steered::Lookup,
+        to: BTreeSet::from([(endpoint("10.0.0.5:90"), weight)]),
+    };
     for (backends, now, made, expected) in [
         (&[backend.clone()][..], None, false, &["over a"][..]),
         (&[backend.clone()], Some(shares(2)), true, &[]),
@@ -252,6 +259,92 @@ fn handovers_follow_the_backends_unless_made_by_hand() {
         let plan = plan(&config(&[("a", wanted)]), &live);
         assert_eq!(changes(&plan), expected, "{backends:?} {now:?} {made:?}");
     }
+}
+
+#[test]
+fn a_handover_waits_until_its_hook_can_be_told() {
+    let wanted = GateConfig {
+        backends: vec![BackendConfig {
+            address: endpoint("10.0.0.5:90"),
+            weight: 1,
+        }],
+        ..gate(&["10.0.0.5:80"])
+    };
+    let now = |hook| LiveHandover {
+        hook,
+        to: BTreeSet::from([(endpoint("10.0.0.5:90"), 1)]),
+    };
+    for (place, handover, expected) in [
+        (Some(Place::Here), None, &["over a"][..]),
+        (Some(Place::Here), Some(now(Steered::Lookup)), &[]),
+        // Its address was not there yet.
+        (Some(Place::Here), Some(now(Steered::Connect)), &["over a"]),
+        (Some(Place::Behind(2)), Some(now(Steered::Connect)), &[]),
+        (
+            Some(Place::Behind(2)),
+            Some(now(Steered::Lookup)),
+            &["over a"],
+        ),
+        (None, None, &[]),
+        (None, Some(now(Steered::Lookup)), &[]),
+    ] {
+        let mut live = live(&[("+a", &["10.0.0.5:80"])]);
+        live.attached.insert(
+            2,
+            vec![Hook::Tc(Direction::Ingress), Hook::Tc(Direction::Egress)],
+        );
+        live.places.insert(endpoint("10.0.0.5:80"), place);
+        live.gates.get_mut(&name("a")).expect("a gate").handover = handover.clone();
+        let plan = plan(&config(&[("a", wanted.clone())]), &live);
+        assert_eq!(changes(&plan), expected, "{place:?} {handover:?}");
+        let waits = plan
+            .awaited
+            .contains(&Awaited::Route(endpoint("10.0.0.5:80")));
+        assert_eq!(waits, place.is_none());
+        assert_eq!(
+            plan.made[&name("a")].handover,
+            place.is_some() || handover.is_some()
+        );
+    }
+}
+
+#[test]
+fn a_guard_of_an_address_that_is_elsewhere_is_told() {
+    let mut live = live(&[("+a", &["10.0.0.9:80"])]);
+    live.attached.insert(
+        2,
+        vec![Hook::Tc(Direction::Ingress), Hook::Tc(Direction::Egress)],
+    );
+    live.places
+        .insert(endpoint("10.0.0.9:80"), Some(Place::Behind(2)));
+    let wanted = GateConfig {
+        mode: DefaultMode::Guard,
+        ..gate(&["10.0.0.9:80"])
+    };
+    let plan = plan(&config(&[("a", wanted)]), &live);
+    assert_eq!(changes(&plan), ["guard a"]);
+    assert!(plan.obstacles.is_empty(), "{:?}", plan.obstacles);
+    assert!(plan.notes[0].contains("10.0.0.9:80 is no address of this host now"));
+}
+
+#[test]
+fn another_hook_on_an_interface_of_the_configuration_is_attached_anew() {
+    let wanted = GateConfig {
+        hook: HookChoice::Generic,
+        ..gate(&["10.0.0.5:80"])
+    };
+    let config = config(&[("a", wanted)]);
+    let mut live = live(&[("+a", &["10.0.0.5:80"])]);
+    let by_hand = plan(&config, &live);
+    assert!(matches!(by_hand.obstacles[..], [Error::OtherHook { .. }]));
+    live.managed.interfaces = [2].into();
+    let anew = plan(&config, &live);
+    assert_eq!(changes(&anew), ["detach eth0", "attach eth0"]);
+    assert!(anew.obstacles.is_empty(), "{:?}", anew.obstacles);
+    assert_eq!(anew.interfaces, [2].into());
+    live.gates.get_mut(&name("a")).expect("a gate").is_closed = true;
+    let closed = plan(&config, &live).obstacles;
+    assert!(matches!(closed[..], [Error::Closed { .. }]));
 }
 
 #[test]
