@@ -16,7 +16,7 @@ use crate::gates::{Gate, GateName};
 use crate::handover::{self, HookChoice, Portion, Prepared};
 use crate::pins::{Lock, Managed, Pins};
 use crate::tables::Tables;
-use crate::{clock, features, gates};
+use crate::{clock, gates};
 
 /// What [`apply`] did.
 #[derive(Debug, Default)]
@@ -47,7 +47,6 @@ pub fn planned(pins: &Pins, config: &Config) -> Result<Plan> {
 /// The first of the plan's obstacles, those of [`Pins::lock_or_create`], and those of the kernel.
 /// Nothing is changed then.
 pub fn apply(pins: &Pins, config: &Config) -> Result<Applied> {
-    features::require()?;
     let lock = pins.lock_or_create()?;
     let was_up = pins.exist();
     let applied = apply_locked(pins, &lock, config);
