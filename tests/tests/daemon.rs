@@ -337,7 +337,7 @@ fn an_interface_that_is_not_there_is_waited_for() {
 #[test]
 fn a_backend_that_does_not_listen_yet_is_handed_over_to_once_it_does() {
     let topology = Topology::new().unwrap();
-    let own = listen(&topology, TARGET);
+    let _own = service(&topology);
     let config = format!(
         "[gate.web]\nendpoints = [\"{ENDPOINT}\"]\ninterfaces = [\"eth0\"]\n\
          backends = [{{ address = \"127.0.0.1:8081\" }}]\n"
@@ -349,10 +349,10 @@ fn a_backend_that_does_not_listen_yet_is_handed_over_to_once_it_does() {
             .unwrap()
             .contains("a listener at 127.0.0.1:8081")
     });
-    let _backend = listen(&topology, "127.0.0.1:8081".parse().unwrap());
+    let other = Options::new("127.0.0.1:8081".parse().unwrap());
+    let _backend = Service::start(&topology, other).unwrap();
     wait_until("it is handed over", || {
         gate_status(&topology, "web").handover.is_some()
     });
     stop_daemon(daemon);
-    drop(own);
 }

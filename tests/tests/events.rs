@@ -6,9 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{
-    CONFIG, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, health, held_client,
-    listen, restart_daemon, shell, start_daemon, start_gate, up, wait_until, wait_until_held,
-    write,
+    CONFIG, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, gate, held_client, listen,
+    restart_daemon, shell, start_daemon, start_gate, up, wait_until, wait_until_held, write,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
@@ -318,9 +317,7 @@ fn watched() -> String {
 #[test]
 fn the_daemons_events_are_followed_and_its_death_is_survived() {
     let topology = Topology::new().unwrap();
-    let backend = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
     let daemon = start_daemon(&topology, &watched());
-    wait_until("it is up", || health(&topology, "web") == "up");
     let following = Following::start(&topology);
     let said = || following.0.stderr().unwrap();
     assert!(
@@ -328,10 +325,6 @@ fn the_daemons_events_are_followed_and_its_death_is_survived() {
         "{}",
         said()
     );
-    let has = |what: &What| {
-        let all = following.all();
-        all.iter().any(|event| event.what == *what)
-    };
     let backend = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
     // Before it began, the daemon may have seen that nothing listens, and held it.
     let last = |is: fn(&What) -> bool| following.all().iter().rposition(|it| is(&it.what));
