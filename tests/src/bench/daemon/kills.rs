@@ -129,7 +129,7 @@ fn close_and_open(topology: &Topology, going: &AtomicBool) -> Result<Vec<Duratio
         round += 1;
         let began = Instant::now();
         gate(topology, &["hold", "web", "--for", &lease])?;
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             sleep(Duration::from_millis(round * 37 % 200));
             open(topology)?;
             continue;
