@@ -455,7 +455,11 @@ fn the_last_step_s_failure_takes_all_back() {
         let index = Path::new("PORTS");
         let ports = topology.run(Side::Server, || {
             let map = sys::open_pin(&folder.join(index))?;
-            Ok(sys::lookup_all::<u32, u32>(map.as_fd())?)
+            let all = sys::lookup_all::<u32, u32>(map.as_fd())?;
+            Ok(all
+                .into_iter()
+                .filter(|(_, entry)| *entry != 0)
+                .collect::<Vec<_>>())
         });
         (gates, ports.unwrap())
     };
