@@ -8,7 +8,7 @@ use gate_common::state::{BootTime, Mode};
 
 use crate::clock;
 use crate::endpoint::Endpoint;
-use crate::events::{Event, Moment};
+use crate::events::{Event, Moment, What};
 use crate::gates::Target;
 use crate::health::Health;
 use crate::status::{GateStatus, Status};
@@ -265,6 +265,31 @@ impl Model {
         if self.events.len() > EVENTS {
             self.events.pop_front();
         }
+    }
+
+    /// Takes what the daemon says. A health that is another than before is an event.
+    pub fn hear(&mut self, daemon: Daemon) {
+        let mut turned = Vec::new();
+        if let (Daemon::Here(old), Daemon::Here(new)) = (&self.daemon, &daemon) {
+            for (gate, found) in new {
+                let before = old.get(gate).map(|it| it.health);
+                let what = match found.health {
+                    health if before.is_none() || before == Some(health) => continue,
+                    Health::Up => What::Up,
+                    Health::Down => What::Down {
+                        why: found.why.clone().unwrap_or_default(),
+                    },
+                    Health::Unknown => continue,
+                };
+                turned.push(Event {
+                    at: self.now.wall,
+                    gate: Some(gate.clone()),
+                    what,
+                });
+            }
+        }
+        self.daemon = daemon;
+        turned.into_iter().for_each(|event| self.happened(event));
     }
 
     /// The gates that the filter lets through.

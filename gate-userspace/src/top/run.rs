@@ -150,7 +150,7 @@ fn take(model: &mut Model, news: News) {
         News::Status(status, at) => model.look(status.as_ref().as_ref(), at),
         News::Trouble(text) => model.trouble = Some(text),
         News::Event(event) => model.happened(event),
-        News::Daemon(daemon) => model.daemon = daemon,
+        News::Daemon(daemon) => model.hear(daemon),
         News::Connections(connected) => model.connections = Some(connected),
         News::Act(words, outcome) => {
             if let Some(at) = model.under_way.iter().position(|it| *it == words) {

@@ -3,7 +3,6 @@ use gate_common::flow::GateId;
 
 use super::*;
 use crate::attach::Attachment;
-use crate::events::What;
 use crate::gates::Gate;
 use crate::handover::{HandoverStatus, ToStatus};
 use crate::hooks::Slot;
@@ -187,4 +186,31 @@ fn old_events_are_forgotten() {
         model.events.back().unwrap().what,
         What::Applied { changes: 499 }
     );
+}
+
+#[test]
+fn a_health_that_turns_is_an_event() {
+    let mut model = model();
+    model.events.clear();
+    let here = |health, why: Option<&str>| {
+        let found = Found {
+            health,
+            history: Vec::new(),
+            why: why.map(str::to_owned),
+        };
+        Daemon::Here(BTreeMap::from([("web".to_owned(), found)]))
+    };
+    // What is so when it begins is no event.
+    model.hear(here(Health::Up, None));
+    model.hear(here(Health::Up, None));
+    assert_eq!(model.events.len(), 0);
+    model.hear(here(Health::Down, Some("refused")));
+    model.hear(here(Health::Up, None));
+    let told: Vec<&What> = model.events.iter().map(|event| &event.what).collect();
+    let why = "refused".to_owned();
+    assert_eq!(told, [&What::Down { why }, &What::Up]);
+    // Nor is that the daemon has gone.
+    model.hear(Daemon::Away("none".to_owned()));
+    model.hear(here(Health::Down, Some("refused")));
+    assert_eq!(model.events.len(), 2);
 }
