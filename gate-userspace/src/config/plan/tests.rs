@@ -239,8 +239,13 @@ fn handovers_follow_the_backends_unless_made_by_hand() {
     };
     for (backends, now, made, expected) in [
         (&[backend.clone()][..], None, false, &["over a"][..]),
-        (&[backend.clone()], Some(shares(2)), true, &[]),
-        (&[backend.clone()], Some(shares(1)), false, &["over a"]),
+        (std::slice::from_ref(&backend), Some(shares(2)), true, &[]),
+        (
+            std::slice::from_ref(&backend),
+            Some(shares(1)),
+            false,
+            &["over a"],
+        ),
         (&[], Some(shares(2)), true, &["back a"]),
         (&[], Some(shares(2)), false, &[]),
         (&[], None, true, &[]),
