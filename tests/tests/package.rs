@@ -347,7 +347,8 @@ fn the_journal_has_what_happened_by_fields() {
         &machine,
         &format!(
             "printf '[gate.web]\\nendpoints = [\"{ENDPOINT}\"]\\ninterfaces = [\"lo\"]\\n\
-             [[gate.web.check]]\\ntcp = \"{ENDPOINT}\"\\ninterval = \"100ms\"\\n' \
+             [[gate.web.check]]\\ntcp = \"{ENDPOINT}\"\\ninterval = \"100ms\"\\n\
+             [[gate.web.check]]\\nexec = \"test -r /etc/passwd\"\\ninterval = \"100ms\"\\n' \
              > /etc/gate/conf.d/web.toml && systemctl reload gate"
         ),
     );
@@ -376,7 +377,7 @@ fn the_journal_has_what_happened_by_fields() {
         "journalctl --no-pager -u gate -o cat GATE_EVENT=failed",
     );
     assert!(
-        journal.contains("web.toml:7:1: unknown key `colour`"),
+        journal.contains("web.toml:10:1: unknown key `colour`"),
         "{journal}"
     );
 }
