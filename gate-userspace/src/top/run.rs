@@ -44,6 +44,10 @@ pub fn run(pins: &Pins, socket: &Path) -> Result<()> {
     let mut terminal = ratatui::try_init().map_err(Error::call("prepare", "the terminal"))?;
     note_panics();
     let shown = show(&mut terminal, pins, &news, &sender, &wanted);
+    if PANICKED.load(Ordering::SeqCst) {
+        // It is as it was; once more would write over what the panic says.
+        return shown;
+    }
     let restored = ratatui::try_restore().map_err(Error::call("restore", "the terminal"));
     shown.and(restored)
 }
