@@ -13,10 +13,10 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, attached, connect_once, count,
-    exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode, refused, restart,
-    shell, snapshot, start_gate, status, tc_state, try_by_filters, up, wait_until,
-    wait_until_counted, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, attached,
+    connect_once, count, exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode,
+    refused, restart, shell, snapshot, start_gate, status, tc_state, try_by_filters, up,
+    wait_until, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_common::flow::EndpointKey;
@@ -725,4 +725,25 @@ fn one_that_was_killed_at_any_moment_is_gone_on_from() {
         assert_eq!(guarded, usize::from(round % 2 == 1), "round {round}");
     }
     assert!(cut_short > 8, "{cut_short} of 24");
+}
+
+#[test]
+fn a_configuration_that_others_may_write_is_refused() {
+    let topology = Topology::new().unwrap();
+    configure(&topology, "");
+    for (spoil, mend) in [
+        ("chmod 0666", "chmod 0644"),
+        ("chmod 0664", "chmod 0644"),
+        ("chown 65534", "chown 0"),
+    ] {
+        shell(&topology, Side::Server, &format!("{spoil} {PATH}"));
+        let output = topology.gate(["apply", "--config", PATH]).unwrap();
+        assert_refusal(
+            &output,
+            2,
+            &[PATH, "others than root may write it", "chmod go-w"],
+        );
+        shell(&topology, Side::Server, &format!("{mend} {PATH}"));
+    }
+    gate(&topology, &["check", "--config", PATH]);
 }

@@ -2,9 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::getuid;
 use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue, Deserializer};
 
@@ -103,6 +104,14 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
         }
         if !found.is_file() {
             return Ok(Err("it is no plain file: name one".to_owned()));
+        }
+        // Who may write it could have root run programs, as checks.
+        if getuid().is_root() && (found.uid() != 0 || found.mode() & 0o022 != 0) {
+            let shown = path.display();
+            return Ok(Err(format!(
+                "others than root may write it, and its checks run as root: `chown root {shown}` \
+                 and `chmod go-w {shown}`"
+            )));
         }
         let mut bytes = Vec::new();
         file.take(SIZE_MAX + 1).read_to_end(&mut bytes)?;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -59,6 +60,7 @@ pub struct Options {
 /// # Errors
 /// [`DaemonError`]; nothing is changed then.
 pub fn run(pins: &Pins, options: &Options, commands: Arc<dyn Commands>) -> Result<(), DaemonError> {
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -187,6 +189,7 @@ impl Daemon {
         if let Some(metrics) = metrics {
             spawn_local(serve_tcp(metrics, Rc::new(MetricsOnly(sender))));
         }
+        trim();
         notify::ready(&daemon.words());
         log::info!("{}", daemon.words());
         Ok(daemon)
@@ -347,6 +350,23 @@ impl Daemon {
         notify::ready(&self.words());
         self.observe();
         self.keeper.hurry();
+        trim();
+    }
+}
+
+/// Gives back what loading took: the kernel's types are 30 MB while they are parsed.
+fn trim() {
+    // SAFETY: the call takes an integer, and touches only what the allocator itself has free.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Takes as many descriptors as it may: each check and each connection has one.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // It goes on with fewer.
+        let _kept = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
