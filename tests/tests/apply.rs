@@ -13,10 +13,10 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, assert_refusal, attached,
-    connect_once, count, exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode,
-    refused, restart, shell, snapshot, start_gate, status, tc_state, try_by_filters, up,
-    wait_until, wait_until_counted, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, attached, connect_once, count,
+    exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode, refused, restart,
+    shell, snapshot, start_gate, status, tc_state, try_by_filters, up, wait_until,
+    wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_common::flow::EndpointKey;
