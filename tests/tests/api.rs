@@ -77,7 +77,7 @@ fn it_does_what_the_command_line_does() {
         post(&topology, "/v1/forget", &json!({ "name": "db" })).0,
         200
     );
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn what_is_wrong_is_said_in_one_line() {
         .unwrap();
     assert!(rest(&stream).starts_with("HTTP/1.1 405"));
     assert_eq!(mode(&topology, "web"), "open");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn whoever_follows_sees_what_others_do() {
     next("opened");
     gate(&topology, &["hold", "web", "--for", "200ms"]);
     next("lease_over");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn an_unprivileged_user_is_kept_out_and_a_member_of_the_group_is_not() {
     shell(&topology, Side::Server, &format!("chmod 666 {SOCKET}"));
     let said = as_user("--clear-groups");
     assert!(said.contains("only root and the members"), "{said}");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 /// How many sockets a process has.
@@ -232,7 +232,7 @@ fn a_thousand_silent_connections_keep_nobody_out() {
     // Those that say nothing are let go.
     wait_until("they are closed", || sockets(daemon.id()) < 20);
     silent.signal(Signal::SIGKILL).unwrap();
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn a_request_that_is_too_large_or_too_slow_is_refused() {
         .unwrap();
     assert!(!rest(&other).contains("200"));
     assert_eq!(get(&topology, "/v1").unwrap().0, 200);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_socket_path_in_use_is_told() {
     daemon.wait(LIMIT).unwrap();
     // What a killed one left is replaced.
     let daemon = restart_daemon(&topology);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
     shell(&topology, Side::Server, &format!("echo mine > {SOCKET}"));
     let output = spawn_daemon(&topology).wait(LIMIT).unwrap();
     assert_eq!(output.code(), 3, "{output}");
@@ -341,5 +341,5 @@ fn metrics_are_served_over_tcp_where_that_is_asked_for() {
     assert_eq!(output.code(), 1, "{output}");
     assert_complaint(&output, &["can't serve metrics at 127.0.0.1:9464"]);
     std::thread::sleep(MS * 10);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }

@@ -61,7 +61,7 @@ fn a_backend_that_goes_down_is_held_and_released_when_it_is_back() {
     wait_until("it is open", || mode(&topology, "web") == "open");
     assert!(client.finish_connected() < LIMIT);
     assert_eq!(health(&topology, "web"), "up");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_backend_that_goes_down_is_rejected_for_as_long_as_it_is_down() {
     }
     let _backend = service(&topology);
     wait_until("it is open", || mode(&topology, "web") == "open");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn its_connections_are_reset_where_that_is_asked_for() {
         Err(error) => error.kind() == ErrorKind::ConnectionReset,
         Ok(_) => false,
     });
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn nothing_is_done_where_that_is_asked_for() {
     wait_until("it is down", || health(&topology, "web") == "down");
     std::thread::sleep(MS * 300);
     assert_eq!(mode(&topology, "web"), "open");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn what_an_operator_closed_is_left_to_him() {
     wait_until("it is up", || health(&topology, "web") == "up");
     assert_eq!(mode(&topology, "web"), "reject");
     gate(&topology, &["open", "web"]);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -145,13 +145,13 @@ fn its_checks_pass_a_gate_that_an_operator_closed() {
     assert_eq!(client.connected(), 0);
     gate(&topology, &["open", "web"]);
     client.finish_connected();
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
 fn a_hold_ends_with_its_lease_though_the_backend_stays_down() {
     let (topology, backend, daemon) = watched_service(HOLD);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
     let config = watched(HOLD).replace("20s", "700ms");
     let daemon = start_daemon(&topology, &config);
     wait_until("it is up", || health(&topology, "web") == "up");
@@ -162,7 +162,7 @@ fn a_hold_ends_with_its_lease_though_the_backend_stays_down() {
     assert_eq!(mode(&topology, "web"), "open", "it is not held again");
     let _backend = service(&topology);
     wait_until("it is up", || health(&topology, "web") == "up");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn under_load_only_the_time_until_it_is_noticed_is_refused() {
         !matches!(it.outcome, Outcome::Ok | Outcome::Refused | Outcome::Reset)
     };
     assert_eq!(requests.iter().filter(other).count(), 0);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 // ---- Guards ----
@@ -223,7 +223,7 @@ fn what_a_guard_holds_is_released_as_soon_as_a_socket_listens() {
     wait_until_held(&topology, "10.0.0.5:8082", 1);
     let _listener = listen(&topology, "10.0.0.5:8082".parse().unwrap());
     assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 // ---- Dying and coming back ----
@@ -244,7 +244,7 @@ fn a_killed_daemon_changes_nothing_and_the_next_goes_on() {
     let _backend = service(&topology);
     wait_until("it is open", || mode(&topology, "web") == "open");
     client.finish_connected();
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_daemon_that_ends_leaves_the_gates_as_they_are() {
     let (topology, _backend, daemon) = watched_service(HOLD);
     gate(&topology, &["hold", "web", "--for", "1m"]);
     let client = held_client(&topology, "web", TARGET);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
     assert_eq!(mode(&topology, "web"), "hold");
     assert!(get(&topology, "/v1").is_none());
     gate(&topology, &["open", "web"]);
@@ -272,7 +272,7 @@ fn it_lets_gate_down_and_up_happen() {
     wait_until("it is held", || mode(&topology, "web") == "hold");
     let _backend = service(&topology);
     wait_until("it is open", || mode(&topology, "web") == "open");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 // ---- Configuration ----
@@ -290,7 +290,7 @@ fn a_wrong_configuration_is_refused_and_the_one_before_goes_on() {
         daemon.stderr().unwrap().matches("gate.toml:2:1").count() >= 2
     });
     assert_eq!(mode(&topology, "web"), "open");
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
     let output = spawn_daemon(&topology).wait(LIMIT).unwrap();
     assert_eq!(output.code(), 2, "{output}");
 }
@@ -312,7 +312,7 @@ fn a_reload_applies_the_difference() {
         common::find_gate(&topology, "db").is_none()
     });
     assert_eq!(gate_status(&topology, "web").gate.endpoints.len(), 1);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn an_interface_that_is_not_there_is_waited_for() {
         let status = run_gate(&topology, Side::Server, &["status"]);
         status.stdout.contains("late0")
     });
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]
@@ -354,5 +354,5 @@ fn a_backend_that_does_not_listen_yet_is_handed_over_to_once_it_does() {
     wait_until("it is handed over", || {
         gate_status(&topology, "web").handover.is_some()
     });
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }

@@ -180,7 +180,7 @@ fn the_daemon_serves_them_with_what_only_it_knows() {
         is("gate_lease_expiries_total{gate=\"web\"}", 1.0)
     });
     assert!(value(&served(), "process_resident_memory_bytes").unwrap() > 1e6);
-    stop_daemon(daemon);
+    stop_daemon(&daemon);
 }
 
 #[test]

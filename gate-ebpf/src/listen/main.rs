@@ -4,7 +4,9 @@
 #![no_main]
 #![allow(
     missing_docs,
-    reason = "aya's macros make an undocumented function of each entry point"
+    clippy::needless_pass_by_value,
+    reason = "aya's macros make an undocumented function of each entry point, and pass contexts by \
+              value"
 )]
 
 #[path = "../licence.rs"]

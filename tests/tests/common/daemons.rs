@@ -56,7 +56,7 @@ pub fn spawn_daemon(topology: &Topology) -> Process {
 
 /// Ends a daemon, which must end well.
 #[track_caller]
-pub fn stop_daemon(daemon: Process) {
+pub fn stop_daemon(daemon: &Process) {
     daemon.signal(Signal::SIGTERM).unwrap();
     let output = daemon.wait(LIMIT).unwrap();
     assert_eq!(output.code(), 0, "{output}");
