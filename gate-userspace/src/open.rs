@@ -8,6 +8,7 @@ use gate_common::state::{BootTime, Effective, StateWord};
 
 use crate::alias;
 use crate::clock;
+use crate::close::By;
 use crate::datapath;
 use crate::error::{Error, Result};
 use crate::gates::{self, Gate, Target};
@@ -34,6 +35,8 @@ pub struct Request {
     pub which: Which,
     /// No more of the held connections a second than this; as fast as the listeners accept with none.
     pub rate: Option<Rate>,
+    /// Who opens; for [`By::Health`] only what was closed by that is opened.
+    pub by: By,
 }
 
 /// What opening did.
@@ -96,7 +99,7 @@ impl Opening {
         };
         let ids = known.iter().map(|gate| gate.id).collect();
         let note = alias::renew_or_note(pins, &lock, &ids);
-        let (closed, over) = sort(&lock, &mut tables, &known, clock::now())?;
+        let (closed, over) = sort(&lock, &mut tables, &known, request.by, clock::now())?;
         let release = (!closed.is_empty()).then(|| {
             let pace = Pace {
                 rate: request.rate,
@@ -177,12 +180,16 @@ fn sort(
     lock: &Lock,
     tables: &mut Tables,
     known: &[Gate],
+    by: By,
     now: BootTime,
 ) -> Result<(BTreeMap<GateId, StateWord>, Option<Error>)> {
     let mut closed = BTreeMap::new();
     let mut over: Option<Error> = None;
     for gate in known {
         let word = tables.state(gate.id)?;
+        if by == By::Health && !word.is_by_health() {
+            continue;
+        }
         match word.at(|| now) {
             Effective::Open => {}
             Effective::Closed(_) => {

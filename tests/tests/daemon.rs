@@ -356,3 +356,37 @@ fn a_backend_that_does_not_listen_yet_is_handed_over_to_once_it_does() {
     });
     stop_daemon(&daemon);
 }
+
+#[test]
+fn a_reload_that_drops_a_gate_that_the_daemon_closed_opens_it_first() {
+    let (topology, backend, daemon) = watched_service("[gate.web.on_down]\ndo = \"reject\"\n");
+    kill(&backend);
+    wait_until("it rejects", || mode(&topology, "web") == "reject");
+    write(&topology, CONFIG, "");
+    // Refused at first, because the gate is closed; then the daemon opens it, and tries again.
+    let _refused = run_gate(&topology, Side::Server, &["reload"]);
+    wait_until("it is gone", || {
+        common::find_gate(&topology, "web").is_none()
+    });
+    stop_daemon(&daemon);
+}
+
+#[test]
+fn what_others_took_down_stays_down() {
+    let topology = Topology::new().unwrap();
+    let config = format!(
+        "[gate.web]\nendpoints = [\"{ENDPOINT}\"]\ninterfaces = [\"eth0\", \"late0\"]\n\
+         backends = [{{ address = \"127.0.0.1:8081\" }}]\n"
+    );
+    let daemon = start_daemon(&topology, &config);
+    gate(&topology, &["down"]);
+    let other = Options::new("127.0.0.1:8081".parse().unwrap());
+    let _backend = Service::start(&topology, other).unwrap();
+    let line = "ip link add late0 type veth peer name late1";
+    shell(&topology, Side::Server, line);
+    // Longer than it takes to try again.
+    std::thread::sleep(Duration::from_secs(7));
+    let status = run_gate(&topology, Side::Server, &["status", "--json"]);
+    assert!(status.stdout.contains("\"up\":false"), "{status}");
+    stop_daemon(&daemon);
+}

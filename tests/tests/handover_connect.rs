@@ -383,8 +383,20 @@ fn a_restart_checks_the_gates_own_backend() {
         return;
     }
     let proxy = Proxy::handed();
-    let restart = ["restart", A, "--rise", "1", "--", "true"];
-    proxy.topology.gate(restart).unwrap().ok().unwrap();
+    // A check by TCP ends before the backend's process sees it; one by HTTP waits for an answer.
+    let check = format!("http://{A}/");
+    let restart = [
+        "restart",
+        A,
+        "--check",
+        &check,
+        "--max-hold",
+        "500ms",
+        "--",
+        "true",
+    ];
+    let output = proxy.topology.gate(restart).unwrap();
+    assert_eq!(output.code(), 124, "{output}");
     proxy.a.gets_one();
     assert!(proxy.b.taken().is_empty());
     proxy.goes_to(&proxy.b);

@@ -1,6 +1,7 @@
 //! `gate open`.
 
 use clap::Args;
+use gate_userspace::close::By;
 use gate_userspace::error::{Error, exit};
 use gate_userspace::gates::Target;
 use gate_userspace::open::{self, Request, Which};
@@ -32,7 +33,14 @@ pub fn run(pins: &Pins, args: &Open) -> Result<Answer, Error> {
         false => Which::These(args.targets.clone()),
     };
     let rate = args.rate;
-    let opened = open::open(pins, &Request { which, rate })?;
+    let opened = open::open(
+        pins,
+        &Request {
+            which,
+            rate,
+            by: By::Operator,
+        },
+    )?;
     Ok(Answer {
         text: report::opened(&opened),
         fields: report::opened_json(&opened),

@@ -15,6 +15,9 @@ const MOST: usize = 256;
 /// Connections of one user: whoever opens many keeps nobody else out.
 const MOST_OF_ONE: usize = 64;
 
+/// Of those, places that only root takes.
+const OF_ROOT: usize = 16;
+
 /// Who is at the other end, as the kernel saw it at connect(2) (`SO_PEERCRED`, unix(7)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -95,11 +98,12 @@ impl Connections {
     pub fn enter(&self, user: u32) -> Option<Place> {
         let mut open = self.0.borrow_mut();
         let all: usize = open.values().sum();
-        let own = open.entry(user).or_default();
-        if *own >= MOST_OF_ONE || all >= MOST {
+        let own = open.get(&user).copied().unwrap_or_default();
+        let most = if user == 0 { MOST } else { MOST - OF_ROOT };
+        if own >= MOST_OF_ONE || all >= most {
             return None;
         }
-        *own += 1;
+        open.insert(user, own + 1);
         Some(Place {
             connections: self.clone(),
             user,
@@ -140,12 +144,14 @@ mod tests {
         let connections = Connections::default();
         let own: Vec<_> = (0..1000).map_while(|_| connections.enter(1000)).collect();
         assert_eq!(own.len(), MOST_OF_ONE);
-        assert!(connections.enter(0).is_some());
+        let root = connections.enter(0);
+        assert!(root.is_some());
         let others: Vec<_> = (1..1000)
             .filter_map(|user| connections.enter(user))
             .collect();
-        assert_eq!(own.len() + others.len(), MOST);
-        drop((own, others));
+        assert_eq!(own.len() + others.len() + 1, MOST - OF_ROOT);
+        assert!(connections.enter(0).is_some());
+        drop((own, others, root));
         assert!(connections.enter(1000).is_some());
         assert!(connections.0.borrow().is_empty());
     }

@@ -1,7 +1,7 @@
 //! What the daemon does to gates, each on a thread of its own, and to one gate one thing at a time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gate_common::state::Closed;
@@ -20,29 +20,51 @@ use crate::release::{Rate, Replayer};
 
 /// What injects, kept from one release to the next, because loading it takes longer than most releases.
 #[derive(Clone, Default)]
-pub(super) struct Spare(Arc<Mutex<Option<Replayer>>>);
+pub(super) struct Spare(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    replayer: Option<Replayer>,
+    /// Counts the times that the maps became others.
+    maps: u64,
+}
 
 impl Spare {
     /// Loads it before it is needed.
     pub(super) fn fill(&self, pins: &Pins) -> Result<()> {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.is_none() {
-            *spare = Some(Replayer::load(pins, &pins.lock()?)?);
-        }
+        let maps = match &*self.kept() {
+            Kept {
+                replayer: Some(_), ..
+            } => return Ok(()),
+            Kept { maps, .. } => *maps,
+        };
+        let replayer = Replayer::load(pins, &pins.lock()?)?;
+        self.put(replayer, maps);
         Ok(())
     }
 
     /// Forgets it: the maps are others.
     pub(super) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut kept = self.kept();
+        kept.replayer = None;
+        kept.maps += 1;
     }
 
-    fn take(&self) -> Option<Replayer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn take(&self) -> (Option<Replayer>, u64) {
+        let mut kept = self.kept();
+        (kept.replayer.take(), kept.maps)
     }
 
-    fn put(&self, replayer: Replayer) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(replayer);
+    /// Keeps one of these maps, if they are the same still.
+    fn put(&self, replayer: Replayer, maps: u64) {
+        let mut kept = self.kept();
+        if kept.maps == maps {
+            kept.replayer = Some(replayer);
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,6 +110,18 @@ impl Actions {
     /// Whether something is under way for this gate.
     pub(super) fn is_busy(&self, gate: &GateName) -> bool {
         self.waiting.contains_key(gate)
+    }
+
+    /// Loads what releases need before the first of them; what fails is tried again then.
+    pub(super) fn prepare(&self) {
+        let _later = self.spare.fill(&self.pins);
+    }
+
+    /// What waits for this gate is not to be done any more.
+    pub(super) fn drop_waiting(&mut self, gate: &GateName) {
+        if let Some(queue) = self.waiting.get_mut(gate) {
+            queue.clear();
+        }
     }
 
     /// The maps are others than before.
@@ -177,8 +211,10 @@ fn release(pins: &Pins, spare: &Spare, target: Target, rate: Option<Rate>) -> Re
     let request = open::Request {
         which: Which::These(vec![target]),
         rate,
+        by: By::Health,
     };
-    let mut opening = match spare.take() {
+    let (replayer, maps) = spare.take();
+    let mut opening = match replayer {
         Some(replayer) => Opening::with(pins, &request, replayer)?,
         None => Opening::begin(pins, &request)?,
     };
@@ -186,6 +222,6 @@ fn release(pins: &Pins, spare: &Spare, target: Target, rate: Option<Rate>) -> Re
         std::thread::sleep(pause);
     }
     let (_, replayer) = opening.finish_and_keep()?;
-    spare.put(replayer);
+    spare.put(replayer, maps);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::hub::Hub;
@@ -15,6 +15,9 @@ use crate::metrics::CONTENT_TYPE;
 
 /// Media type of a stream of JSON lines.
 const LINES: &str = "application/x-ndjson";
+
+/// Commands that may be under way at a time. Each has a thread, and may wait for a drain.
+pub(super) const COMMANDS: usize = 32;
 
 /// Where an answer goes; a failure is a line.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -36,6 +39,8 @@ pub(super) struct Api {
     pub hub: Hub,
     pub commands: Arc<dyn Commands>,
     pub asks: mpsc::Sender<Ask>,
+    /// One for each command that may be under way.
+    pub turns: Arc<Semaphore>,
 }
 
 /// Only the metrics.
@@ -103,8 +108,17 @@ impl Api {
 
     /// Runs a command as the command line would, on a thread of its own: it may wait.
     async fn command(&self, command: &str, arguments: Map<String, Value>) -> Response<Body> {
+        // It goes on when its client has gone, so connections alone are no limit.
+        let Ok(turn) = self.turns.clone().try_acquire_owned() else {
+            let why = format!("{COMMANDS} commands are under way: try again when one is done");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, &why);
+        };
         let (commands, name) = (self.commands.clone(), command.to_owned());
-        let ran = spawn_blocking(move || commands.run(&name, &arguments)).await;
+        let run = move || {
+            let _turn = turn;
+            commands.run(&name, &arguments)
+        };
+        let ran = spawn_blocking(run).await;
         match ran {
             Ok(Ok(mut done)) => {
                 if done.code != exit::DONE {

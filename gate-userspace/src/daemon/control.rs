@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use gate_common::state::{BootTime, Closed, Effective, StateWord};
+use gate_common::state::{BootTime, Closed, Effective, Mode, StateWord};
 
 use crate::clock;
 use crate::config::{Down, OnDown, OnUp};
@@ -52,6 +52,8 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     health: Health,
+    /// Whether what is to be done about this outage was begun.
+    is_handled: bool,
 }
 
 impl Default for Control {
@@ -59,6 +61,7 @@ impl Default for Control {
     fn default() -> Self {
         Self {
             health: Health::Unknown,
+            is_handled: false,
         }
     }
 }
@@ -70,49 +73,44 @@ impl Control {
         self.health
     }
 
-    /// The checks say something else than before. What another command closed is left alone.
-    pub fn on_health(
-        &mut self,
-        health: Health,
-        policy: &Policy,
-        word: StateWord,
-        now: BootTime,
-    ) -> Vec<Action> {
+    /// The checks say this from now on; `word` is the gate's, as far as there is one.
+    pub fn on_health(&mut self, health: Health, word: StateWord) {
         let before = std::mem::replace(&mut self.health, health);
-        let state = word.at(|| now);
-        match (before, health) {
-            (Health::Down, Health::Down) | (Health::Up, Health::Up) | (_, Health::Unknown) => {
-                Vec::new()
-            }
-            (_, Health::Up) => opened(policy, word),
-            (_, Health::Down) if word.is_by_health() => {
-                // By the daemon before this one, which flushed as well.
-                match state {
-                    Effective::Closed(_) => Vec::new(),
-                    Effective::Open | Effective::Expired => closed(policy, false),
-                }
-            }
-            (_, Health::Down) => match state {
-                Effective::Closed(_) => Vec::new(),
-                Effective::Open | Effective::Expired => closed(policy, true),
-            },
+        if before != health {
+            // Of an outage that began under another daemon the word tells.
+            let is_known = before == Health::Unknown && word.is_by_health();
+            self.is_handled = health == Health::Down && is_known;
         }
     }
 
-    /// Time has passed, or somebody else has changed the gate.
-    #[must_use]
-    pub fn on_tick(&self, policy: &Policy, word: StateWord, now: BootTime) -> Option<Action> {
-        let Effective::Closed(mode) = word.at(|| now) else {
-            return None;
-        };
-        let is_due = clock::between(now, word.deadline()) < RENEW_BELOW;
-        let renews = mode == Closed::Reject && policy.on_down.new == Down::Reject;
+    /// What was begun failed, and is to be tried again.
+    pub fn on_failure(&mut self) {
+        self.is_handled = false;
+    }
+
+    /// What is to be done as things are, while nothing else is under way for the gate. What another
+    /// command closed is left alone.
+    pub fn act(&mut self, policy: &Policy, word: StateWord, now: BootTime) -> Vec<Action> {
+        let state = word.at(|| now);
+        let is_closed = matches!(state, Effective::Closed(_));
         match self.health {
-            Health::Down if word.is_by_health() && is_due && renews => Some(Action::Close {
-                mode,
-                lease: REJECT_LEASE,
-            }),
-            Health::Down | Health::Up | Health::Unknown => None,
+            Health::Unknown => Vec::new(),
+            Health::Up if word.is_by_health() && is_closed && policy.on_up.release => {
+                vec![Action::Open {
+                    rate: policy.on_up.rate,
+                }]
+            }
+            Health::Up => Vec::new(),
+            Health::Down if is_closed && !word.is_by_health() => {
+                // Whoever closed it knows why, and what comes after.
+                self.is_handled = true;
+                Vec::new()
+            }
+            Health::Down if !self.is_handled => {
+                self.is_handled = true;
+                closed(policy)
+            }
+            Health::Down => renewed(policy, word, now),
         }
     }
 
@@ -123,28 +121,31 @@ impl Control {
     }
 }
 
-fn closed(policy: &Policy, is_first: bool) -> Vec<Action> {
+fn closed(policy: &Policy) -> Vec<Action> {
     let closing = |mode, lease| Action::Close { mode, lease };
     let mut actions = Vec::new();
     match policy.on_down.new {
         Down::Nothing => {}
-        Down::Hold if is_first => actions.push(closing(Closed::Hold, policy.max_hold)),
-        // The lease of the hold is over: it was held for as long as it may be.
-        Down::Hold => {}
+        Down::Hold => actions.push(closing(Closed::Hold, policy.max_hold)),
         Down::Reject => actions.push(closing(Closed::Reject, REJECT_LEASE)),
     }
-    if policy.on_down.flush && is_first {
+    if policy.on_down.flush {
         actions.push(Action::Flush);
     }
     actions
 }
 
-fn opened(policy: &Policy, word: StateWord) -> Vec<Action> {
-    match word.is_by_health() && policy.on_up.release {
-        true => vec![Action::Open {
-            rate: policy.on_up.rate,
+/// A rejection goes on as long as the backend is down, also where its lease ran out on the way. A hold is
+/// made once.
+fn renewed(policy: &Policy, word: StateWord, now: BootTime) -> Vec<Action> {
+    let is_due = clock::between(now, word.deadline()) < RENEW_BELOW;
+    let rejects = word.is_by_health() && word.mode() == Mode::Reject;
+    match policy.on_down.new {
+        Down::Reject if rejects && is_due => vec![Action::Close {
+            mode: Closed::Reject,
+            lease: REJECT_LEASE,
         }],
-        false => Vec::new(),
+        Down::Reject | Down::Nothing | Down::Hold => Vec::new(),
     }
 }
 
@@ -174,6 +175,18 @@ mod tests {
         StateWord::closed(mode, BootTime(NOW.0 - 1_000_000_000))
     }
 
+    fn told(
+        control: &mut Control,
+        health: Health,
+        policy: &Policy,
+        word: StateWord,
+    ) -> Vec<Action> {
+        control.on_health(health, word);
+        control.act(policy, word, NOW)
+    }
+
+    const OPEN: Action = Action::Open { rate: None };
+
     #[test]
     fn a_backend_that_goes_down_is_held_once_and_flushed_once() {
         let mut control = Control::default();
@@ -182,29 +195,43 @@ mod tests {
             mode: Closed::Hold,
             lease: policy.max_hold,
         };
-        let actions = control.on_health(Health::Down, &policy, StateWord::OPEN, NOW);
+        let actions = told(&mut control, Health::Down, &policy, StateWord::OPEN);
         assert_eq!(actions, [hold, Action::Flush]);
         // The hold is over, and it is down still.
         let over = past(Closed::Hold).by_health();
-        assert_eq!(control.on_health(Health::Down, &policy, over, NOW), []);
-        assert_eq!(control.on_tick(&policy, over, NOW), None);
-        let actions = control.on_health(Health::Up, &policy, over, NOW);
-        assert_eq!(actions, [Action::Open { rate: None }]);
+        assert_eq!(told(&mut control, Health::Down, &policy, over), []);
+        // Up, and down once more: another outage, whatever the word says of the last.
+        assert_eq!(told(&mut control, Health::Up, &policy, over), []);
+        let actions = told(&mut control, Health::Down, &policy, over);
+        assert_eq!(actions, [hold, Action::Flush]);
+    }
+
+    #[test]
+    fn what_failed_or_came_too_late_is_made_good() {
+        let mut control = Control::default();
+        let policy = policy(Down::Hold);
+        let first = told(&mut control, Health::Down, &policy, StateWord::OPEN);
+        assert_eq!(control.act(&policy, StateWord::OPEN, NOW), []);
+        control.on_failure();
+        assert_eq!(control.act(&policy, StateWord::OPEN, NOW), first);
+        // It is up before it was closed.
+        assert_eq!(told(&mut control, Health::Up, &policy, StateWord::OPEN), []);
+        let held = word(Closed::Hold, 20).by_health();
+        assert_eq!(control.act(&policy, held, NOW), [OPEN]);
     }
 
     #[test]
     fn the_next_daemon_goes_on_from_the_word() {
         let held = word(Closed::Hold, 20).by_health();
-        let mut control = Control::default();
         let policy = policy(Down::Hold);
-        assert_eq!(control.on_health(Health::Down, &policy, held, NOW), []);
         let mut control = Control::default();
-        let actions = control.on_health(Health::Up, &policy, held, NOW);
-        assert_eq!(actions, [Action::Open { rate: None }]);
+        assert_eq!(told(&mut control, Health::Down, &policy, held), []);
+        let mut control = Control::default();
+        assert_eq!(told(&mut control, Health::Up, &policy, held), [OPEN]);
         // It is not held a second time, nor flushed.
         let mut control = Control::default();
         let over = past(Closed::Hold).by_health();
-        assert_eq!(control.on_health(Health::Down, &policy, over, NOW), []);
+        assert_eq!(told(&mut control, Health::Down, &policy, over), []);
     }
 
     #[test]
@@ -215,14 +242,16 @@ mod tests {
             mode: Closed::Reject,
             lease: REJECT_LEASE,
         };
-        let actions = control.on_health(Health::Down, &policy, StateWord::OPEN, NOW);
+        let actions = told(&mut control, Health::Down, &policy, StateWord::OPEN);
         assert_eq!(actions, [reject, Action::Flush]);
         let fresh = word(Closed::Reject, 9).by_health();
-        assert_eq!(control.on_tick(&policy, fresh, NOW), None);
+        assert_eq!(control.act(&policy, fresh, NOW), []);
         let old = word(Closed::Reject, 4).by_health();
-        assert_eq!(control.on_tick(&policy, old, NOW), Some(reject));
+        assert_eq!(control.act(&policy, old, NOW), [reject]);
+        let over = past(Closed::Reject).by_health();
+        assert_eq!(control.act(&policy, over, NOW), [reject]);
         // Another's is not.
-        assert_eq!(control.on_tick(&policy, word(Closed::Reject, 4), NOW), None);
+        assert_eq!(control.act(&policy, word(Closed::Reject, 4), NOW), []);
     }
 
     #[test]
@@ -231,7 +260,7 @@ mod tests {
         policy.on_up.release = false;
         let mut control = Control::default();
         let held = word(Closed::Hold, 20).by_health();
-        assert_eq!(control.on_health(Health::Up, &policy, held, NOW), []);
+        assert_eq!(told(&mut control, Health::Up, &policy, held), []);
     }
 
     fn any_word() -> impl Strategy<Value = StateWord> {
@@ -260,11 +289,10 @@ mod tests {
             let policy = policy(new);
             let is_closed = matches!(word.at(|| NOW), Effective::Closed(_));
             for health in healths {
-                let actions = control.on_health(health, &policy, word, NOW);
+                let actions = told(&mut control, health, &policy, word);
                 if is_closed {
                     prop_assert_eq!(actions, vec![]);
                 }
-                prop_assert_eq!(control.on_tick(&policy, word, NOW), None);
             }
         }
     }

@@ -11,6 +11,9 @@ use crate::pins::Pins;
 /// Between two looks whether gate is up again.
 const DOWN: Duration = Duration::from_millis(500);
 
+/// While another command has the lock.
+const BUSY: Duration = Duration::from_millis(20);
+
 /// After a failure.
 const FAILED: Duration = Duration::from_secs(1);
 
@@ -69,6 +72,8 @@ impl Keeper {
                 self.watcher = None;
                 DOWN
             }
+            // Another command is at work for a moment.
+            Err(Error::Locked { .. }) => BUSY,
             Err(error) => {
                 self.watcher = None;
                 // Once: it may fail in the same way for long.

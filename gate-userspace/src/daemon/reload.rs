@@ -41,6 +41,9 @@ pub(super) struct Reloading {
     /// Asked for while one was under way.
     again: Option<Vec<Reply<Value>>>,
     pending: Option<String>,
+    refused: Option<Config>,
+    has_applied: bool,
+    listens: bool,
     wanted: BTreeSet<String>,
     awaited: BTreeSet<Awaited>,
     begun: Instant,
@@ -56,6 +59,9 @@ impl Reloading {
             replies: Vec::new(),
             again: None,
             pending: None,
+            refused: None,
+            has_applied: false,
+            listens: false,
             wanted: BTreeSet::new(),
             awaited: BTreeSet::new(),
             begun: Instant::now(),
@@ -72,12 +78,27 @@ impl Reloading {
         &self.wanted
     }
 
-    /// Whether a backend is waited for that may listen at one of these ports.
-    pub(super) fn awaits_listener(&self, ports: &BTreeSet<u16>) -> bool {
-        self.awaited.iter().any(|awaited| match awaited {
+    /// Sockets began to listen at these ports: a backend that is waited for may be one.
+    pub(super) fn on_listening(&mut self, ports: &BTreeSet<u16>) {
+        self.listens |= self.awaited.iter().any(|awaited| match awaited {
             Awaited::Listener { at, .. } => ports.contains(&at.port),
             Awaited::Interface(_) | Awaited::Route(_) => false,
-        })
+        });
+    }
+
+    /// Whether a backend that is waited for may listen since the last time that it was begun.
+    pub(super) fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// The configuration that could not be applied, and is to be.
+    pub(super) fn refused(&self) -> Option<&Config> {
+        self.refused.as_ref()
+    }
+
+    /// Whether a configuration was applied since the daemon began.
+    pub(super) fn has_applied(&self) -> bool {
+        self.has_applied
     }
 
     /// Whether something is waited for that nobody tells of.
@@ -115,6 +136,7 @@ impl Reloading {
 
     fn spawn(&mut self, work: impl FnOnce() -> Loaded + Send + 'static) {
         self.begun = Instant::now();
+        self.listens = false;
         self.task = Some(spawn_blocking(work));
     }
 
@@ -154,7 +176,8 @@ impl Reloading {
                 let lines = why.replace('\n', "; ");
                 (refused(format!("configuration: {lines}")), Err(why))
             }
-            Loaded::Right(_, Err(error)) => {
+            Loaded::Right(config, Err(error)) => {
+                self.refused = Some(*config);
                 let why = format!("configuration not applied: {}", error_line(&error));
                 // It is tried again, and told once.
                 let outcome = match self.pending.replace(why.clone()) == Some(why.clone()) {
@@ -168,6 +191,8 @@ impl Reloading {
             }
             Loaded::Right(config, Ok(applied)) => {
                 self.pending = None;
+                self.refused = None;
+                self.has_applied = true;
                 self.wanted = named(&config);
                 let mut fields = report::applied_json(&applied);
                 let mut events = self.told(&applied);

@@ -13,13 +13,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Commands;
 use super::actions::{Actions, Spare, Task};
-use super::api::{Api, Ask, MetricsOnly, Reply};
+use super::api::{Api, Ask, COMMANDS, MetricsOnly, Reply};
 use super::control::Control;
 use super::error::DaemonError;
 use super::hub::Hub;
@@ -180,10 +180,12 @@ impl Daemon {
         daemon.reloaded();
         // What releases is loaded by the time that systemd is told.
         daemon.look();
+        daemon.actions.prepare();
         let api = Api {
             hub: daemon.hub.clone(),
             commands,
             asks: sender.clone(),
+            turns: Arc::new(Semaphore::new(COMMANDS)),
         };
         spawn_local(serve_unix(listener, group, Rc::new(api)));
         if let Some(metrics) = metrics {

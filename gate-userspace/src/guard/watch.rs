@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::gates::Gate;
 use crate::handover;
 use crate::listens::{self, Listens};
-use crate::pins::Pins;
+use crate::pins::{Lock, Pins};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::sockets;
@@ -145,7 +145,7 @@ pub async fn watch(
     let ids = gates.iter().map(|gate| gate.id).collect();
     // A host without cgroups of version 2 is polled.
     let mut listens = Listens::open().ok();
-    let mut watcher = Watcher::new(pins, Watched::These(ids), listens.is_some())?;
+    let mut watcher = Watcher::new(pins, &pins.lock()?, Watched::These(ids), listens.is_some())?;
     loop {
         let pause = match watcher.look(tell) {
             Ok(Some(pause)) => pause,
@@ -169,13 +169,16 @@ impl Watcher {
     /// begins to listen.
     ///
     /// # Errors
-    /// [`Error::NotUp`], and those of loading what injects.
+    /// [`Error::NotUp`], [`Error::Locked`] where another command is at work, and those of loading what
+    /// injects.
     pub fn of_all(pins: &Pins, told: bool) -> Result<Self> {
-        Self::new(pins, Watched::All, told)
+        // Whoever looks has other things to do than to wait.
+        let lock = pins.try_lock()?.ok_or_else(|| pins.locked())?;
+        Self::new(pins, &lock, Watched::All, told)
     }
 
-    fn new(pins: &Pins, gates: Watched, told: bool) -> Result<Self> {
-        let replayer = Replayer::load(pins, &pins.lock()?)?;
+    fn new(pins: &Pins, lock: &Lock, gates: Watched, told: bool) -> Result<Self> {
+        let replayer = Replayer::load(pins, lock)?;
         Ok(Self {
             pins: pins.clone(),
             tables: Tables::open(pins)?,

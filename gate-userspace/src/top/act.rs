@@ -5,7 +5,7 @@ use std::time::Duration;
 use gate_common::state::Closed;
 
 use super::model::Verb;
-use crate::close;
+use crate::close::{self, By};
 use crate::drain::driver::{self, Moment, Progress, Wanted};
 use crate::error::{Error, Result};
 use crate::gates::Target;
@@ -38,13 +38,20 @@ pub(super) fn act(pins: &Pins, verb: Verb, target: &Target) -> Result<String> {
                 mode: Closed::Hold,
                 lease,
                 allow: Vec::new(),
-                by: close::By::Operator,
+                by: By::Operator,
             };
             Ok(line(&report::closed(&close::close(pins, &request)?)))
         }
         Verb::Open => {
             let which = Which::These(targets);
-            let opened = open::open(pins, &open::Request { which, rate: None })?;
+            let opened = open::open(
+                pins,
+                &open::Request {
+                    which,
+                    rate: None,
+                    by: By::Operator,
+                },
+            )?;
             match opened.over {
                 Some(over) => Err(over),
                 None => Ok(line(&report::opened(&opened))),

@@ -67,11 +67,27 @@ impl Daemon {
         }
         // Others may have closed it a moment ago.
         self.observe();
+        // Without a word, as after a `gate down`, the gate is as open as can be.
+        let word = self.word(gate).unwrap_or(StateWord::OPEN);
+        let control = self.gates.entry(gate.clone()).or_default();
+        control.on_health(health, word);
+        // What waits to be done was for another health.
+        self.actions.drop_waiting(gate);
+        self.act_on(gate);
+    }
+
+    /// Does what is to be done as things are, unless something is under way for the gate.
+    fn act_on(&mut self, gate: &GateName) {
         let (Some(policy), Some(word)) = (self.policy(gate), self.word(gate)) else {
             return;
         };
-        let control = self.gates.entry(gate.clone()).or_default();
-        for action in control.on_health(health, &policy, word, clock::now()) {
+        let Some(control) = self.gates.get_mut(gate) else {
+            return;
+        };
+        if self.actions.is_busy(gate) {
+            return;
+        }
+        for action in control.act(&policy, word, clock::now()) {
             self.act(gate, action);
         }
     }
@@ -90,9 +106,7 @@ impl Daemon {
     /// down may be up.
     pub(super) fn on_listening(&mut self, ports: &BTreeSet<u16>) {
         self.keeper.tell(ports);
-        if self.reloading.awaits_listener(ports) {
-            self.reloading.begin_with(self.config.clone());
-        }
+        self.reloading.on_listening(ports);
         for (gate, control) in &self.gates {
             let config = self.config.gates.get(gate);
             let is_there = config
@@ -114,8 +128,14 @@ impl Daemon {
 
     pub(super) fn on_done(&mut self, task: &Task, result: Result<()>) {
         let Err(error) = result else {
+            // What it is by now may ask for something else.
+            self.observe();
+            self.act_on(&task.gate);
             return;
         };
+        if let Some(control) = self.gates.get_mut(&task.gate) {
+            control.on_failure();
+        }
         let what = match task.action {
             Action::Close { .. } => "close",
             Action::Flush => "flush",
@@ -126,42 +146,15 @@ impl Daemon {
         self.tell(&event);
     }
 
-    /// Renews leases, opens what nobody would open any more, and applies what could not be before.
+    /// Renews leases, does what failed or came at the wrong moment, opens what nobody would open any more,
+    /// and applies what could not be before.
     pub(super) fn settle(&mut self) {
-        let now = clock::now();
-        let mut due = Vec::new();
-        for (id, known) in self
-            .snapshot
-            .gates
-            .iter()
-            .filter(|(_, known)| known.is_named)
-        {
-            let word = self.snapshot.words.get(id.0 as usize).copied();
-            let Some(word) = word.filter(|word| word.is_by_health()) else {
-                continue;
-            };
-            let Ok(gate) = known.label.parse::<GateName>() else {
-                continue;
-            };
-            if self.actions.is_busy(&gate) {
-                continue;
-            }
-            let watched = self
-                .config
-                .gates
-                .get(&gate)
-                .is_some_and(|it| !it.checks.is_empty());
-            let policy = self.policy(&gate).filter(|_| watched);
-            let control = self.gates.get(&gate).copied().unwrap_or_default();
-            let action = match policy {
-                Some(policy) => control.on_tick(&policy, word, now),
-                None if Control::on_forgotten(word, now) => Some(Action::Open { rate: None }),
-                None => None,
-            };
-            due.extend(action.map(|action| (gate, action)));
+        let gates: Vec<GateName> = self.gates.keys().cloned().collect();
+        for gate in gates {
+            self.act_on(&gate);
         }
-        for (gate, action) in due {
-            self.act(&gate, action);
+        for gate in self.forgotten() {
+            self.act(&gate, Action::Open { rate: None });
         }
         let is_up = self.snapshot.epoch.is_some();
         let missed = self
@@ -176,10 +169,37 @@ impl Daemon {
                 .any(|interface| missed.contains(&interface.name))
         };
         let since = self.reloading.since();
-        let is_due = (appeared || self.reloading.pending().is_some()) && since >= AGAIN;
+        let waits = appeared || self.reloading.pending().is_some();
         let is_blind = self.reloading.awaits_silently() && since >= SILENT;
-        if is_due || (is_up && is_blind) {
-            self.reloading.begin_with(self.config.clone());
+        // After a `gate down` nothing is applied unless that is asked for.
+        let may = is_up || !self.reloading.has_applied();
+        if may && (waits && since >= AGAIN || is_blind || self.reloading.listens()) {
+            let config = self.reloading.refused().unwrap_or(&self.config).clone();
+            self.reloading.begin_with(config);
         }
+    }
+
+    /// Gates that the daemon closed, and that are checked no more, by the configuration that is in force or
+    /// the one that waits to be.
+    fn forgotten(&self) -> Vec<GateName> {
+        let now = clock::now();
+        let config = self.reloading.refused().unwrap_or(&self.config);
+        let named = self
+            .snapshot
+            .gates
+            .iter()
+            .filter(|(_, known)| known.is_named);
+        let closed = named.filter_map(|(id, known)| {
+            let word = self.snapshot.words.get(id.0 as usize)?;
+            let gate: GateName = known.label.parse().ok()?;
+            Control::on_forgotten(*word, now).then_some(gate)
+        });
+        let is_watched = |gate: &GateName| {
+            let config = config.gates.get(gate);
+            config.is_some_and(|config| !config.checks.is_empty())
+        };
+        closed
+            .filter(|gate| !is_watched(gate) && !self.actions.is_busy(gate))
+            .collect()
     }
 }
