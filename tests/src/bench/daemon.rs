@@ -36,6 +36,10 @@ pub struct Options {
     /// kills: how many times the daemon is killed
     #[arg(long, default_value_t = 1_000)]
     pub kills: u32,
+    /// kills: restart the backend as well, with nothing but the guard between; one that stops resets what
+    /// it has not accepted yet
+    #[arg(long)]
+    pub restarts: bool,
     /// down, kills: new connections a second
     #[arg(long, default_value_t = 200)]
     pub rate: u32,

@@ -59,7 +59,11 @@ pub(super) fn print(options: &Options) -> Result<Value> {
     let bouncing = std::thread::spawn({
         let (topology, going) = (topology.clone(), going.clone());
         let words = service.restart_command(Duration::from_millis(50))?;
-        move || bounce(&topology, &words, &going)
+        let restarts = options.restarts;
+        move || match restarts {
+            true => bounce(&topology, &words, &going),
+            false => Ok(0),
+        }
     });
     let began = Instant::now();
     for number in 0..options.kills {
