@@ -7,6 +7,7 @@ pub mod endurance;
 pub mod handover;
 pub mod path;
 pub mod recipes;
+pub mod record;
 pub mod restart;
 mod single;
 mod spread;

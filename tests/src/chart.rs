@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::load::{Outcome, Request};
 use crate::text::grouped;
 
-const WIDTH: f64 = 960.0;
+pub(crate) const WIDTH: f64 = 960.0;
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = 28.0;
+pub(crate) const RIGHT: f64 = 28.0;
 /// From the picture's top to the first panel's heading.
 const TOP: f64 = 82.0;
 /// The heading above each panel.
@@ -19,7 +19,7 @@ const GAP: f64 = 16.0;
 /// Below the last panel: the time axis.
 const BOTTOM: f64 = 62.0;
 
-const MUTED: &str = "#59636e";
+pub(crate) const MUTED: &str = "#59636e";
 
 /// The colours and fonts. The background is the picture's own, so it looks the same on a dark page.
 const STYLE: &str = "\
@@ -74,17 +74,7 @@ impl Chart<'_> {
             .as_secs_f64()
             * 1e3;
         let height = TOP + self.panels.len() as f64 * (HEADING + PANEL + GAP) - GAP + BOTTOM;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-             width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style>\n\
-             <rect x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"#ffffff\" \
-             stroke=\"#d1d9e0\"/>\n",
-            WIDTH - 1.0,
-            height - 1.0,
-            title = escape(&self.title),
-        );
-        svg += &text(LEFT, 38.0, "title", "start", &self.title);
+        let mut svg = frame(&self.title, height);
         svg += &legend(62.0);
         let mut top = TOP;
         for panel in &self.panels {
@@ -188,6 +178,29 @@ fn marks(spots: impl Iterator<Item = (f64, f64)>, mark: &str, apart: f64) -> Str
     path
 }
 
+/// The picture's beginning: its frame, and its headline.
+pub(crate) fn frame(title: &str, height: f64) -> String {
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n\
+         <rect x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"#ffffff\" \
+         stroke=\"#d1d9e0\"/>\n",
+        WIDTH - 1.0,
+        height - 1.0,
+        title = escape(title),
+    );
+    svg += &text(24.0, 38.0, "title", "start", title);
+    svg
+}
+
+/// The ticks of a linear axis from 0, the last of them at `max` or beyond it.
+pub(crate) fn ticks_up_to(max: f64) -> Vec<f64> {
+    let scale = Scale::new(max, 6, 0.0, (0.0, 1.0));
+    let last = (max / scale.step * 0.999).ceil() as u32;
+    (0..=last).map(|i| f64::from(i) * scale.step).collect()
+}
+
 /// What the marks mean, in one line.
 fn legend(y: f64) -> String {
     let middle = y - 4.5;
@@ -253,7 +266,7 @@ impl Scale {
 }
 
 /// A tick's number, with the decimals it has and its thousands apart.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let rounded = (value * 1e3).round() / 1e3;
     if rounded.fract() == 0.0 {
         grouped(rounded as usize)
@@ -262,14 +275,14 @@ fn number(value: f64) -> String {
     }
 }
 
-fn text(x: f64, y: f64, class: &str, anchor: &str, words: &str) -> String {
+pub(crate) fn text(x: f64, y: f64, class: &str, anchor: &str, words: &str) -> String {
     let words = escape(words);
     format!(
         "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\" text-anchor=\"{anchor}\">{words}</text>\n"
     )
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -15,6 +15,8 @@
 //! | [`talk`] | the same, but they last, and note who answers |
 //! | [`listener`] | does a socket listen on this address, and when did none |
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
+//! | [`plot`] | the figures of a benchmark as a picture |
+//! | [`extent`] | how much of a fault is tried |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
 //! | [`require`] | what not every kernel has, and whether this one should |
@@ -33,6 +35,7 @@ mod bpf;
 pub mod chart;
 pub mod demo;
 pub mod exe;
+pub mod extent;
 pub mod foreign;
 pub mod gunicorn;
 pub mod haproxy;
@@ -45,6 +48,7 @@ pub mod machine;
 pub mod nft;
 pub mod nginx;
 pub mod packet;
+pub mod plot;
 pub mod recipes;
 pub mod require;
 pub mod service;

@@ -1,0 +1,67 @@
+//! What a benchmark keeps of a run: the raw figures as JSON, and what is made of them, tables and
+//! plots. Whoever has the raw figures can make the rest again.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::plot::Plot;
+
+/// The raw figures of one benchmark.
+pub trait Raw: Serialize + DeserializeOwned {
+    /// The name of the benchmark, and of its file.
+    const NAME: &'static str;
+
+    /// What is made of them.
+    fn report(&self) -> Report;
+}
+
+/// What is made of raw figures.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Text in Markdown: what was measured, and the tables.
+    pub text: String,
+    /// The plots, and the name of each file, without `.svg`.
+    pub plots: Vec<(String, Plot)>,
+}
+
+/// Writes the raw figures into a folder, `NAME.json`.
+pub fn save<R: Raw>(folder: &Path, raw: &R) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(raw).context("make JSON of the figures")?;
+    text.push('\n');
+    write(folder, &format!("{}.json", R::NAME), &text)
+}
+
+/// Reads the raw figures from a folder; none where that benchmark did not run.
+pub fn read<R: Raw>(folder: &Path) -> Result<Option<R>> {
+    let file = folder.join(format!("{}.json", R::NAME));
+    if !file.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let raw = serde_json::from_str(&text);
+    raw.map(Some)
+        .with_context(|| format!("read the figures in {}", file.display()))
+}
+
+/// Writes the tables and plots of a folder's raw figures beside them, and returns the tables;
+/// none where that benchmark did not run.
+pub fn render<R: Raw>(folder: &Path) -> Result<Option<String>> {
+    let Some(raw) = read::<R>(folder)? else {
+        return Ok(None);
+    };
+    let report = raw.report();
+    for (name, plot) in &report.plots {
+        write(folder, &format!("{name}.svg"), &plot.to_svg())?;
+    }
+    Ok(Some(report.text))
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let file = folder.join(name);
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
