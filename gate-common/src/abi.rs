@@ -2,10 +2,11 @@
 //! an older `gate` could not read raises [`ABI_VERSION`].
 
 use crate::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
+use crate::shares::Room;
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;
@@ -201,7 +202,7 @@ pub enum Counter {
     Dropped = 4,
     /// SYN answered with a RST.
     Rejected = 5,
-    /// SYN dropped, because the table of held SYNs is full.
+    /// SYN dropped, because the table of held SYNs is full, or its source's prefix has its share of it.
     Overflowed = 6,
     /// SYN dropped, because it carries data or is too long to be kept.
     Uncaptured = 7,
@@ -304,13 +305,14 @@ const _: () = {
     assert!(size_of::<Guard>() == 16);
     assert!(size_of::<Missing>() == 16);
     assert!(size_of::<Holds>() == 8 * 17);
+    assert!(size_of::<Room>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         AllowKey, AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, Guard, HeldSyn,
-        Holds, Missing, PortEntry, ReplayFrame,
+        Holds, Missing, PortEntry, ReplayFrame, Room,
     };
     use crate::state::StateWord;
     use aya::Pod;
@@ -344,6 +346,8 @@ mod pod {
     unsafe impl Pod for Missing {}
     // SAFETY: as above.
     unsafe impl Pod for Holds {}
+    // SAFETY: as above.
+    unsafe impl Pod for Room {}
 }
 
 #[cfg(test)]

@@ -13,5 +13,6 @@ pub mod flow;
 pub mod handover;
 pub mod parse;
 pub mod reset;
+pub mod shares;
 pub mod state;
 pub mod verdict;

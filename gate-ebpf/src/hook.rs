@@ -8,6 +8,7 @@ use gate_common::parse::{Frame, Located, Packet, Syn, locate_at, untag};
 use gate_common::verdict::{Verdict, Withheld, verdict};
 
 use crate::maps::{HELD, Kernel, back, count, exact_now, miss, scratch, supersede};
+use crate::room;
 
 /// What differs from hook to hook.
 pub trait Hook: EbpfContext {
@@ -191,6 +192,11 @@ fn hold<H: Hook>(hook: &H, syn: &Syn, gate: GateId) -> Counter {
         Some(before) if before.isn == syn.attempt.isn => (before.arrived, Counter::Refreshed),
         _ => (now, Counter::Held),
     };
+    // Before the frame is kept: a count that is one too high because it could not be kept does less harm
+    // than three more words that the verifier must follow from here on.
+    if before.is_none() && !room::take(&syn.attempt.flow.source) {
+        return Counter::Overflowed;
+    }
     // SAFETY: the pointer is to this CPU's own scratch value, which only this run uses.
     let held = unsafe { &mut *held };
     held.arrived = arrived;

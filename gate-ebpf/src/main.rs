@@ -2,6 +2,7 @@
 //! [`gate_common::verdict`], and translates the verdict back.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![allow(
     missing_docs,
     clippy::needless_pass_by_value,
@@ -17,6 +18,7 @@ mod listeners;
 mod maps;
 mod peers;
 mod replay;
+mod room;
 mod routes;
 mod tc;
 mod xdp;

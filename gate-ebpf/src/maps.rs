@@ -16,7 +16,7 @@ use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::Tables;
 
 use crate::hook::Hook;
-use crate::{endpoints, listeners, routes};
+use crate::{endpoints, listeners, room, routes};
 
 /// Not zero while any gate is closed or guarded. A global, which a program reads without a look-up; it is
 /// the whole of the `.bss` map, which user space pins under this name.
@@ -204,8 +204,10 @@ pub fn back(attempt: &AttemptKey, gate: GateId) {
         let _removed = MISSING.remove(endpoint);
     }
     if supersede(attempt, gate) {
-        // Nobody waits for it.
-        let _removed = HELD.remove(attempt.flow);
+        // Nobody waits for it. Another CPU may have been first.
+        if HELD.remove(attempt.flow).is_ok() {
+            room::give_back(&attempt.flow.source);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::hooks::Slot;
 use crate::interfaces::Layer;
 use crate::pins::{self, Lock, Pins};
-use crate::tables::{ARMED, MAPS, Tables};
+use crate::tables::{ARMED, MAPS, Tables, shares};
 
 pub use steer::STEER;
 pub(crate) use steer::Steering;
@@ -55,7 +55,11 @@ impl Programs {
             (actual, armed, load(&pins.folder(), actual, purpose(armed))?)
         } else {
             let held = options.held.unwrap_or(DEFAULT_HELD);
-            let made = pins.create(lock, |folder| load(folder, held, purpose(false)))?;
+            let made = pins.create(lock, |folder| {
+                let ebpf = load(folder, held, purpose(false))?;
+                shares::furnish(folder, held)?;
+                Ok(ebpf)
+            })?;
             (held, false, made)
         };
         Ok(Self {

@@ -24,14 +24,16 @@ mod endpoints;
 mod guard;
 pub mod handovers;
 mod holds;
+pub mod shares;
 
 pub use checks::Checks;
+use shares::Shares;
 
 /// The armed flag's name, as a global of the object and as a pin.
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 15] = [
     ARMED,
     "GATES",
     "ENDPOINTS",
@@ -45,6 +47,8 @@ pub const MAPS: [&str; 13] = [
     "PEERS",
     "STATS",
     "HOLDS",
+    "ROOM",
+    "SHARES",
 ];
 
 /// The maps of one network namespace.
@@ -61,6 +65,7 @@ pub struct Tables {
     stats: PerCpuArray<MapData, GateStats>,
     holds: Array<MapData, Holds>,
     held_max: u32,
+    shares: Shares,
     words: OnceLock<Mapped<StateWord>>,
     guarding: OnceLock<Mapped<Guard>>,
 }
@@ -112,6 +117,10 @@ impl Tables {
             stats: typed(Map::PerCpuArray(data("STATS")?), pins.map("STATS"))?,
             holds: typed(Map::Array(data("HOLDS")?), pins.map("HOLDS"))?,
             held_max,
+            shares: Shares::new(
+                typed(Map::Array(data("ROOM")?), pins.map("ROOM"))?,
+                typed(Map::Array(data("SHARES")?), pins.map("SHARES"))?,
+            ),
             words: OnceLock::new(),
             guarding: OnceLock::new(),
         })
@@ -361,7 +370,8 @@ impl Tables {
     /// # Errors
     /// Those of the maps.
     pub fn discard(&mut self, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
-        self.forget_held(lock, |_, syn| gates.contains(&syn.gate))?;
+        let left = self.forget_held(lock, |_, syn| gates.contains(&syn.gate))?;
+        self.shares.count(&left)?;
         self.forget_released(lock, |_, gate| gates.contains(&gate))?;
         self.forget_missing(lock, |_, missing| gates.contains(&missing.gate))
     }
@@ -371,22 +381,25 @@ impl Tables {
     /// # Errors
     /// Those of the map.
     pub fn forget_elsewhere(&mut self, lock: &Lock, interfaces: &BTreeSet<u32>) -> Result<()> {
-        self.forget_held(lock, |_, syn| !interfaces.contains(&syn.ifindex))
+        self.forget_held(lock, |_, syn| !interfaces.contains(&syn.ifindex))?;
+        Ok(())
     }
 
+    /// Returns what is left.
     fn forget_held(
         &mut self,
-        _lock: &Lock,
+        lock: &Lock,
         which: impl Fn(&FlowKey, &HeldSyn) -> bool,
-    ) -> Result<()> {
-        let held: Vec<FlowKey> = self
-            .held()?
-            .into_iter()
-            .filter(|(flow, syn)| which(flow, syn))
-            .map(|(flow, _)| flow)
-            .collect();
-        sys::delete_all(self.held.map().fd().as_fd(), &held)
-            .map_err(Error::call("bpf batch delete in", "HELD"))
+    ) -> Result<Vec<FlowKey>> {
+        let (mut forgotten, mut left) = (Vec::new(), Vec::new());
+        for (flow, syn) in self.held()? {
+            match which(&flow, &syn) {
+                true => forgotten.push(flow),
+                false => left.push(flow),
+            }
+        }
+        self.forget_flows(lock, &forgotten)?;
+        Ok(left)
     }
 
     /// Forgets what is held for these flows, whose attempts were injected.
@@ -395,7 +408,8 @@ impl Tables {
     /// Those of the map.
     pub fn forget_flows(&mut self, _lock: &Lock, flows: &[FlowKey]) -> Result<()> {
         sys::delete_all(self.held.map().fd().as_fd(), flows)
-            .map_err(Error::call("bpf batch delete in", "HELD"))
+            .map_err(Error::call("bpf batch delete in", "HELD"))?;
+        self.shares.give_back(flows)
     }
 
     /// Forgets that these attempts were injected. One that comes again is as good as new.

@@ -15,6 +15,7 @@ use gate_common::checksum::is_partial;
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::{Family, Frame, Syn, locate};
 use gate_common::reset::{self, Sum};
+use gate_common::shares::{Room, TOTAL};
 use gate_common::state::{BootTime, StateWord};
 use gate_common::verdict::{Tables, Verdict, Withheld, verdict};
 use gate_userspace::allow::{self, Cidr};
@@ -71,6 +72,8 @@ pub struct Setup {
     pub listening: Vec<SocketAddr>,
     /// Destinations that miss a listener.
     pub missing: Vec<(EndpointKey, Missing)>,
+    /// What the shares of the held SYNs are of.
+    pub room: Room,
 }
 
 impl Setup {
@@ -283,8 +286,18 @@ impl Pure {
         }
     }
 
+    fn has_place(&self, flow: &FlowKey) -> bool {
+        let room = self.setup.room;
+        let of = |flow: &FlowKey| room.share_of(&flow.source);
+        let share = self.isns.keys().filter(|other| of(other) == of(flow));
+        room.has_place(share.count() as u64, self.isns.len() as u64)
+    }
+
     fn hold(&mut self, frame: &[u8], syn: &Syn) -> Counter {
         let flow = syn.attempt.flow;
+        if !self.isns.contains_key(&flow) && !self.has_place(&flow) {
+            return Counter::Overflowed;
+        }
         let before = self.isns.insert(flow, syn.attempt.isn);
         self.held.insert(flow, frame[..syn.end].to_vec());
         match before == Some(syn.attempt.isn) {
@@ -458,6 +471,10 @@ impl Kernel {
         }
         for (gate, guard) in &setup.guards {
             self.array("GUARDS")?.set(gate.0, *guard, 0)?;
+        }
+        self.array("ROOM")?.set(0, setup.room, 0)?;
+        for share in 0..=TOTAL {
+            self.array("SHARES")?.set(share, 0_u64, 0)?;
         }
         self.listen(&setup.listening)?;
         self.set_words(setup)

@@ -173,12 +173,13 @@ impl Toolchain {
                 recipe.program = Some(nightly.root.join("bin/cargo"));
                 recipe.args = vec!["-Zbuild-std=core".to_owned()];
             }
-            // aya-ebpf wants an unstable feature of a compiler that is stable. Only that crate:
-            // with "1" others would turn theirs on too.
+            // aya-ebpf and gate-ebpf want unstable features of a compiler that is stable. Only those
+            // crates: with "1" others would turn theirs on too.
             Self::Debian { .. } => {
-                recipe
-                    .env
-                    .push(("RUSTC_BOOTSTRAP".to_owned(), "aya_ebpf".to_owned()));
+                recipe.env.push((
+                    "RUSTC_BOOTSTRAP".to_owned(),
+                    "aya_ebpf,gate_ebpf".to_owned(),
+                ));
             }
         }
         Ok(recipe)

@@ -18,7 +18,8 @@ pub struct Up {
     /// Where to attach; what is asked for by name is taken, or refused.
     #[arg(long, value_enum, default_value_t = Hook::Auto)]
     hook: Hook,
-    /// Room for that many held SYNs, about 0.5 KiB each [default: 16384].
+    /// Room for that many held SYNs, about 0.5 KiB each [default: 16384]. The sources of one prefix (a
+    /// /24, or a /48 of IPv6) get seven eighths of it at most.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     held: Option<u32>,
     /// Log each judged SYN; read it with `gate log`.

@@ -1,4 +1,4 @@
-//! An array map as memory: reading it takes no call.
+//! Array maps as memory: reading and counting takes no call.
 
 use std::io;
 use std::marker::PhantomData;
@@ -46,16 +46,9 @@ impl Words for u32 {
 
 /// An array map, mapped for reading (`BPF_F_MMAPABLE`, Linux 5.5). It keeps the map alive.
 pub struct Mapped<V> {
-    start: NonNull<AtomicU64>,
-    entries: usize,
-    bytes: usize,
+    memory: Memory,
     value: PhantomData<V>,
 }
-
-// SAFETY: the memory is only read, by atomic loads, and is there until the drop, on whatever thread.
-unsafe impl<V> Send for Mapped<V> {}
-// SAFETY: as above.
-unsafe impl<V> Sync for Mapped<V> {}
 
 impl<V: Words> Mapped<V> {
     /// Maps an array of so many entries, whose values are `V`.
@@ -63,13 +56,82 @@ impl<V: Words> Mapped<V> {
     /// # Errors
     /// The kernel's.
     pub fn new(map: BorrowedFd<'_>, entries: usize) -> io::Result<Self> {
-        let bytes = entries * V::COUNT * size_of::<u64>();
+        Ok(Self {
+            memory: Memory::new(map, entries * V::COUNT, libc::PROT_READ)?,
+            value: PhantomData,
+        })
+    }
+
+    /// All values, in the order of their indices.
+    pub fn iter(&self) -> impl Iterator<Item = V> {
+        self.memory.words().chunks_exact(V::COUNT).map(|value| {
+            let mut words = [0; 2];
+            for (to, from) in words.iter_mut().zip(value) {
+                *to = from.load(Ordering::Relaxed);
+            }
+            V::from_words(words)
+        })
+    }
+}
+
+/// An array map of counts, mapped for reading and writing (`BPF_F_MMAPABLE`, Linux 5.5). Programs
+/// count there meanwhile. It keeps the map alive.
+pub struct Counts(Memory);
+
+impl Counts {
+    /// Maps an array of so many counts.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(map: BorrowedFd<'_>, entries: usize) -> io::Result<Self> {
+        Memory::new(map, entries, libc::PROT_READ | libc::PROT_WRITE).map(Self)
+    }
+
+    /// All counts, in the order of their indices.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        self.0
+            .words()
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Takes something off a count, which never goes below zero.
+    pub fn subtract(&self, index: u32, by: u64) {
+        if let Some(word) = self.0.words().get(index as usize) {
+            let less = |count: u64| Some(count.saturating_sub(by));
+            // Of what always gives a value there is no failure.
+            let _before = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+
+    /// Sets a count.
+    pub fn set(&self, index: u32, count: u64) {
+        if let Some(word) = self.0.words().get(index as usize) {
+            word.store(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Words that programs and processes share.
+struct Memory {
+    start: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: the memory is only touched by atomic instructions, and is there until the drop, on whatever
+// thread.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn new(map: BorrowedFd<'_>, len: usize, protection: libc::c_int) -> io::Result<Self> {
         // SAFETY: the kernel chooses a free place, so nothing of ours is touched.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ,
+                len * size_of::<u64>(),
+                protection,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
                 0,
@@ -78,32 +140,21 @@ impl<V: Words> Mapped<V> {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self {
-            start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
-            entries,
-            bytes,
-            value: PhantomData,
-        })
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len })
     }
 
-    /// All values, in the order of their indices.
-    pub fn iter(&self) -> impl Iterator<Item = V> {
-        (0..self.entries).map(|index| {
-            let mut words = [0; 2];
-            for (at, word) in words.iter_mut().enumerate().take(V::COUNT) {
-                // SAFETY: the mapping has `entries` times `COUNT` words, and a page is aligned. Others
-                // write them meanwhile, each as a whole.
-                let from = unsafe { self.start.add(index * V::COUNT + at).as_ref() };
-                *word = from.load(Ordering::Relaxed);
-            }
-            V::from_words(words)
-        })
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping has `len` words, and a page is aligned. Others write them meanwhile, each
+        // as a whole.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
-impl<V> Drop for Mapped<V> {
+impl Drop for Memory {
     fn drop(&mut self) {
+        let bytes = self.len * size_of::<u64>();
         // SAFETY: it was mapped with this length, and nobody has a reference into it any more.
-        let _unmapped = unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        let _unmapped = unsafe { libc::munmap(self.start.as_ptr().cast(), bytes) };
     }
 }
