@@ -61,19 +61,6 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The hook in the word that the configuration and the command line have for it.
-#[must_use]
-pub const fn hook_name(hook: HookChoice) -> &'static str {
-    match hook {
-        HookChoice::Auto => "auto",
-        HookChoice::Native => "xdp",
-        HookChoice::Generic => "xdp-generic",
-        HookChoice::Tc => "tc",
-        HookChoice::TcIngress => "tc-ingress",
-        HookChoice::TcEgress => "tc-egress",
-    }
-}
-
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {

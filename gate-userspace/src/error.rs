@@ -379,6 +379,21 @@ pub enum Error {
     },
 }
 
+/// An error with its sources, of which each is told once.
+#[must_use]
+pub fn line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let more = inner.to_string();
+        if !line.contains(&more) {
+            line = format!("{line}: {more}");
+        }
+        source = inner.source();
+    }
+    line
+}
+
 impl Error {
     /// For `map_err`: a failed call about an object.
     pub fn call(call: &'static str, object: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
@@ -394,16 +409,7 @@ impl Error {
     pub fn aya<E: std::error::Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |error| {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(inner) = source {
-                let more = inner.to_string();
-                if !text.contains(&more) {
-                    text = format!("{text}: {more}");
-                }
-                source = inner.source();
-            }
-            let text = text.lines().next().unwrap_or_default().to_owned();
+            let text = line(&error).lines().next().unwrap_or_default().to_owned();
             Self::Aya { what, text }
         }
     }

@@ -60,6 +60,17 @@ pub struct Event {
     pub what: What,
 }
 
+impl Event {
+    /// A failure of the daemon's own, at this moment.
+    pub(crate) fn failed(why: String) -> Self {
+        Self {
+            at: SystemTime::now(),
+            gate: None,
+            what: What::Failed { why },
+        }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use gate_common::abi::Direction;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::interfaces::{Interface, Kind, Layer, XdpMode};
@@ -78,8 +81,8 @@ impl Hook {
     #[must_use]
     pub const fn choice(self) -> HookChoice {
         match self {
-            Self::Xdp(XdpMode::Native | XdpMode::Offloaded) => HookChoice::Native,
-            Self::Xdp(XdpMode::Generic) => HookChoice::Generic,
+            Self::Xdp(XdpMode::Native | XdpMode::Offloaded) => HookChoice::Xdp,
+            Self::Xdp(XdpMode::Generic) => HookChoice::XdpGeneric,
             Self::Tc(Direction::Ingress) => HookChoice::TcIngress,
             Self::Tc(Direction::Egress) => HookChoice::TcEgress,
         }
@@ -97,21 +100,37 @@ impl fmt::Display for Hook {
     }
 }
 
-/// What was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where an interface is attached to, as the command line and the configuration ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum HookChoice {
-    /// Whatever costs nothing there: native XDP on a NIC, TC elsewhere.
+    /// What costs nothing there: xdp on a NIC, tc elsewhere.
     Auto,
-    /// Native XDP.
-    Native,
-    /// Generic XDP.
-    Generic,
+    /// In the NIC's driver, for what comes in.
+    Xdp,
+    /// XDP in the stack: slow, and asked for by name only.
+    XdpGeneric,
     /// TC both ways.
     Tc,
     /// TC for what comes in.
     TcIngress,
-    /// TC for what goes out.
+    /// TC for what goes out, as to a backend on another host.
     TcEgress,
+}
+
+impl HookChoice {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tc => "tc",
+            Self::TcIngress => "tc-ingress",
+            Self::TcEgress => "tc-egress",
+        }
+    }
 }
 
 /// The hooks for one interface.
@@ -165,8 +184,8 @@ pub fn plan(
         _ => Ok(exactly(&[Hook::Xdp(mode)])),
     };
     match choice {
-        HookChoice::Native => xdp(XdpMode::Native),
-        HookChoice::Generic => xdp(XdpMode::Generic),
+        HookChoice::Xdp => xdp(XdpMode::Native),
+        HookChoice::XdpGeneric => xdp(XdpMode::Generic),
         HookChoice::TcIngress => Ok(exactly(&[IN])),
         HookChoice::TcEgress | HookChoice::Tc if interface.kind == Kind::Loopback => {
             match choice {
@@ -325,10 +344,10 @@ mod tests {
     #[test]
     fn what_an_interface_can_not_take_is_refused() {
         for (choice, kind, layer) in [
-            (HookChoice::Native, Kind::Loopback, Layer::Ethernet),
-            (HookChoice::Generic, Kind::Loopback, Layer::Ethernet),
+            (HookChoice::Xdp, Kind::Loopback, Layer::Ethernet),
+            (HookChoice::XdpGeneric, Kind::Loopback, Layer::Ethernet),
             (HookChoice::TcEgress, Kind::Loopback, Layer::Ethernet),
-            (HookChoice::Native, Kind::Virtual, Layer::Network),
+            (HookChoice::Xdp, Kind::Virtual, Layer::Network),
             (HookChoice::Auto, Kind::Nic, Layer::Unknown),
         ] {
             let refused = plan(choice, &interface(kind, layer), &[], None);

@@ -1,6 +1,6 @@
 //! `gate up`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use gate_userspace::datapath::{self, UpOptions};
 use gate_userspace::error::Error;
 use gate_userspace::hooks::HookChoice;
@@ -16,8 +16,8 @@ pub struct Up {
     #[arg(required = true, value_name = "INTERFACE")]
     interfaces: Vec<String>,
     /// Where to attach; what is asked for by name is taken, or refused.
-    #[arg(long, value_enum, default_value_t = Hook::Auto)]
-    hook: Hook,
+    #[arg(long, value_enum, default_value_t = HookChoice::Auto)]
+    hook: HookChoice,
     /// Room for that many held SYNs, about 0.5 KiB each [default: 16384]. The sources of one prefix (a
     /// /24, or a /48 of IPv6) get seven eighths of it at most.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -27,39 +27,10 @@ pub struct Up {
     debug: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Hook {
-    /// What costs nothing there: xdp on a NIC, tc elsewhere
-    Auto,
-    /// In the NIC's driver, for what comes in
-    Xdp,
-    /// XDP in the stack: slow, and asked for by name only
-    XdpGeneric,
-    /// TC both ways
-    Tc,
-    /// TC for what comes in
-    TcIngress,
-    /// TC for what goes out, as to a backend on another host
-    TcEgress,
-}
-
-impl From<Hook> for HookChoice {
-    fn from(hook: Hook) -> Self {
-        match hook {
-            Hook::Auto => Self::Auto,
-            Hook::Xdp => Self::Native,
-            Hook::XdpGeneric => Self::Generic,
-            Hook::Tc => Self::Tc,
-            Hook::TcIngress => Self::TcIngress,
-            Hook::TcEgress => Self::TcEgress,
-        }
-    }
-}
-
 /// Runs it.
 pub fn run(pins: &Pins, args: &Up) -> Result<Answer, Error> {
     let options = UpOptions {
-        hook: args.hook.into(),
+        hook: args.hook,
         held: args.held,
         debug: args.debug,
     };

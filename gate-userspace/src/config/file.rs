@@ -105,7 +105,7 @@ pub(super) struct Gate {
     /// there yet is waited for. Where it is left out: all over which the endpoints can be reached.
     pub interfaces: Option<At<Vec<At<String>>>>,
     /// Where these are attached to, as `gate up --hook` has it. `auto` where it is left out.
-    pub hook: Option<At<Hook>>,
+    pub hook: Option<At<HookChoice>>,
     /// What the gate is while nobody closes it. `open` where it is left out.
     pub mode: Option<At<Mode>>,
     /// The longest that connections are held, from 1 ms to 24 h: `500ms`, `15s`, `2m`. `15s` where it is
@@ -131,7 +131,7 @@ pub(super) struct Settings {
     /// As `interfaces` of a gate.
     pub interfaces: Option<At<Vec<At<String>>>>,
     /// As `hook` of a gate.
-    pub hook: Option<At<Hook>>,
+    pub hook: Option<At<HookChoice>>,
     /// As `mode` of a gate.
     pub mode: Option<At<Mode>>,
     /// As `max_hold` of a gate.
@@ -142,37 +142,6 @@ pub(super) struct Settings {
     pub on_down: Option<At<OnDown>>,
     /// As `on_up` of a gate, for gates that have a check.
     pub on_up: Option<At<OnUp>>,
-}
-
-/// Where an interface is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Hook {
-    /// What costs nothing there: xdp on a NIC, tc elsewhere.
-    Auto,
-    /// In the NIC's driver, for what comes in.
-    Xdp,
-    /// XDP in the stack: slow.
-    XdpGeneric,
-    /// TC both ways.
-    Tc,
-    /// TC for what comes in.
-    TcIngress,
-    /// TC for what goes out, as to a backend on another host.
-    TcEgress,
-}
-
-impl From<Hook> for HookChoice {
-    fn from(hook: Hook) -> Self {
-        match hook {
-            Hook::Auto => Self::Auto,
-            Hook::Xdp => Self::Native,
-            Hook::XdpGeneric => Self::Generic,
-            Hook::Tc => Self::Tc,
-            Hook::TcIngress => Self::TcIngress,
-            Hook::TcEgress => Self::TcEgress,
-        }
-    }
 }
 
 /// What a gate is while nobody closes it.

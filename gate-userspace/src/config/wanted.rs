@@ -199,7 +199,7 @@ pub(super) fn missing(
                 return Err(Error::OtherHook {
                     interface: interface.name.clone(),
                     actual: actual.to_string(),
-                    asked: super::hook_name(asked).to_owned(),
+                    asked: asked.name().to_owned(),
                 });
             }
         },
@@ -227,8 +227,8 @@ pub(super) fn missing(
 fn fits(asked: HookChoice, actual: Hook) -> bool {
     use crate::interfaces::XdpMode;
     match actual {
-        Hook::Xdp(XdpMode::Native) => asked == HookChoice::Native,
-        Hook::Xdp(XdpMode::Generic) => asked == HookChoice::Generic,
+        Hook::Xdp(XdpMode::Native) => asked == HookChoice::Xdp,
+        Hook::Xdp(XdpMode::Generic) => asked == HookChoice::XdpGeneric,
         Hook::Xdp(XdpMode::Offloaded) => false,
         Hook::Tc(_) => matches!(asked, HookChoice::Tc | HookChoice::TcIngress),
     }
@@ -274,18 +274,14 @@ mod tests {
             (&[C::Auto, C::TcEgress], &[], Some(&[C::Tc])),
             (&[C::Auto, C::TcEgress], &[XDP], Some(&[C::TcEgress])),
             (&[C::TcEgress, C::Auto], &[XDP, OUT], Some(&[])),
-            (&[C::Auto, C::Native], &[], Some(&[C::Native])),
-            (&[C::Native, C::Auto], &[XDP], Some(&[])),
-            (
-                &[C::Native, C::TcEgress],
-                &[],
-                Some(&[C::Native, C::TcEgress]),
-            ),
+            (&[C::Auto, C::Xdp], &[], Some(&[C::Xdp])),
+            (&[C::Xdp, C::Auto], &[XDP], Some(&[])),
+            (&[C::Xdp, C::TcEgress], &[], Some(&[C::Xdp, C::TcEgress])),
             (&[C::Tc], &[IN], Some(&[C::TcEgress])),
             (&[C::Tc], &[OUT], Some(&[C::TcIngress])),
             (&[C::TcIngress, C::TcEgress], &[], Some(&[C::Tc])),
-            (&[C::Generic], &[XDP], None),
-            (&[C::Native], &[IN], None),
+            (&[C::XdpGeneric], &[XDP], None),
+            (&[C::Xdp], &[IN], None),
             (&[C::Tc], &[XDP], None),
         ] {
             let nic = interface(Kind::Nic);
@@ -307,6 +303,6 @@ mod tests {
         assert_eq!(hooks(out, &[]), [HookChoice::TcIngress]);
         assert_eq!(hooks(out, &[IN]), []);
         assert_eq!(hooks(Need::of(HookChoice::Tc), &[IN]), []);
-        assert!(missing(&lo, all, Need::of(HookChoice::Native), &[]).is_err());
+        assert!(missing(&lo, all, Need::of(HookChoice::Xdp), &[]).is_err());
     }
 }

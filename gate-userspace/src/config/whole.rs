@@ -126,8 +126,8 @@ fn other_hooks(drafts: &[Draft], problems: &mut Problems) {
                     let told = format!(
                         "{name} gets the hook {} here and {} at {}: an interface has one, so write the \
                          same in both, or auto in one",
-                        super::hook_name(hook),
-                        super::hook_name(*other),
+                        hook.name(),
+                        other.name(),
                         problems.name(first)
                     );
                     problems.add(place.clone(), told);

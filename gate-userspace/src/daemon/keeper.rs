@@ -1,11 +1,11 @@
 //! What guards hold is released as soon as a socket listens.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
-use crate::events::{self, What};
-use crate::guard::{self, Watcher};
+use crate::error::{self, Error, Result};
+use crate::events::Event;
+use crate::guard::Watcher;
 use crate::pins::Pins;
 
 /// Between two looks whether gate is up again.
@@ -60,9 +60,9 @@ impl Keeper {
     }
 
     /// Looks, and releases. A failure is told to `tell`.
-    pub(super) fn look(&mut self, tell: &mut dyn FnMut(events::Event)) {
+    pub(super) fn look(&mut self, tell: &mut dyn FnMut(Event)) {
         // What happened is seen by the observer, whoever watches.
-        let looked = self.try_look(&mut |_| {});
+        let looked = self.try_look();
         let pause = match looked {
             Ok(pause) => {
                 self.failed = None;
@@ -77,9 +77,9 @@ impl Keeper {
             Err(error) => {
                 self.watcher = None;
                 // Once: it may fail in the same way for long.
-                let why = error_line(&error);
+                let why = error::line(&error);
                 if self.failed.as_ref() != Some(&why) {
-                    tell(failed(why.clone()));
+                    tell(Event::failed(why.clone()));
                     self.failed = Some(why);
                 }
                 FAILED
@@ -88,31 +88,11 @@ impl Keeper {
         self.due = Instant::now() + pause;
     }
 
-    fn try_look(&mut self, tell: &mut dyn FnMut(&guard::Event)) -> Result<Duration> {
+    fn try_look(&mut self) -> Result<Duration> {
         let watcher = match &mut self.watcher {
             Some(watcher) => watcher,
             none => none.insert(Watcher::of_all(&self.pins, self.told)?),
         };
-        Ok(watcher.look(tell)?.unwrap_or(DOWN))
+        Ok(watcher.look(&mut |_| {})?.unwrap_or(DOWN))
     }
-}
-
-/// A failure of the daemon's own, as an event.
-pub(super) fn failed(why: String) -> events::Event {
-    events::Event {
-        at: SystemTime::now(),
-        gate: None,
-        what: What::Failed { why },
-    }
-}
-
-/// An error with its sources.
-pub(super) fn error_line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        line = format!("{line}: {inner}");
-        source = inner.source();
-    }
-    line
 }

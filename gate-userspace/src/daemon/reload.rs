@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 
 use super::api::Reply;
-use super::keeper::{error_line, failed};
 use crate::config::{self, Applied, Awaited, Config, Interfaces};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::events::{Event, What};
 use crate::pins::Pins;
 use crate::report;
@@ -168,7 +167,7 @@ impl Reloading {
 
     fn judge(&mut self, loaded: Loaded, before: &Config) -> (Outcome, Result<Value, String>) {
         let refused = |why: String| Outcome {
-            events: vec![failed(why)],
+            events: vec![Event::failed(why)],
             config: None,
         };
         match loaded {
@@ -178,7 +177,7 @@ impl Reloading {
             }
             Loaded::Right(config, Err(error)) => {
                 self.refused = Some(*config);
-                let why = format!("configuration not applied: {}", error_line(&error));
+                let why = format!("configuration not applied: {}", error::line(&error));
                 // It is tried again, and told once.
                 let outcome = match self.pending.replace(why.clone()) == Some(why.clone()) {
                     true => Outcome {
@@ -201,7 +200,7 @@ impl Reloading {
                     if let Some(notes) = fields["notes"].as_array_mut() {
                         notes.push(json!(why));
                     }
-                    events.push(failed(why.to_owned()));
+                    events.push(Event::failed(why.to_owned()));
                 }
                 let config = Some(*config);
                 (Outcome { events, config }, Ok(fields))
@@ -236,7 +235,7 @@ impl Reloading {
             let planned = spawn_blocking(move || {
                 let config = config::load(&path).map_err(|error| error.to_string())?;
                 let planned = config::planned(&pins, &config);
-                let plan = planned.map_err(|error| error_line(&error))?;
+                let plan = planned.map_err(|error| error::line(&error))?;
                 Ok(report::planned_json(&plan))
             });
             // Whoever asked may have gone.

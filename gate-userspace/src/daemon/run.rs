@@ -23,12 +23,12 @@ use super::api::{Api, Ask, COMMANDS, MetricsOnly, Reply};
 use super::control::Control;
 use super::error::DaemonError;
 use super::hub::Hub;
-use super::keeper::{Keeper, error_line, failed};
+use super::keeper::Keeper;
 use super::reload::Reloading;
 use super::server::{serve_tcp, serve_unix};
 use super::socket::Socket;
 use crate::config::{self, Config};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::events::{self, Event, Moment, Observer, Snapshot, Source, What};
 use crate::gates::GateName;
 use crate::health::{HealthEvent, Monitor};
@@ -147,7 +147,7 @@ impl Daemon {
         };
         let listens = Listens::open();
         if let Err(error) = &listens {
-            log::warn!("listeners are polled: {}", error_line(error));
+            log::warn!("listeners are polled: {}", error::line(error));
         }
         let listens = listens.ok();
         let (sender, asks) = mpsc::channel(ASKS);
@@ -226,7 +226,7 @@ impl Daemon {
                 Next::Health(event) => self.on_health(&event),
                 Next::Listening(Ok(ports)) => self.on_listening(&ports),
                 Next::Listening(Err(error)) => {
-                    self.tell(&failed(error_line(&error)));
+                    self.tell(&Event::failed(error::line(&error)));
                     self.listens = None;
                     self.keeper.poll();
                 }
@@ -291,9 +291,9 @@ impl Daemon {
                 }
             }
             Err(error) => {
-                let why = error_line(&error);
+                let why = error::line(&error);
                 if self.blind.as_ref() != Some(&why) {
-                    self.tell(&failed(why.clone()));
+                    self.tell(&Event::failed(why.clone()));
                     self.blind = Some(why);
                 }
             }
@@ -322,7 +322,7 @@ impl Daemon {
         };
         spawn_local(async move {
             let rendered = match spawn_blocking(render).await {
-                Ok(rendered) => rendered.map_err(|error| error_line(&error)),
+                Ok(rendered) => rendered.map_err(|error| error::line(&error)),
                 Err(error) => Err(error.to_string()),
             };
             // Whoever asked may have gone.

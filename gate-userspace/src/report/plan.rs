@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{count, list, texts};
-use crate::config::{Applied, Awaited, BackendConfig, Change, Plan, hook_name};
+use crate::config::{Applied, Awaited, BackendConfig, Change, Plan};
 
 /// The lines of `gate plan`: what would be done, waited for, and what stands in the way.
 #[must_use]
@@ -83,7 +83,7 @@ fn fields(changes: &[Change], awaited: &[Awaited], notes: &[String]) -> Value {
 fn words(change: &Change) -> (&'static str, String) {
     match change {
         Change::Attach(target) => {
-            let hook = hook_name(target.hook);
+            let hook = target.hook.name();
             ("+", format!("attach {} ({hook})", target.interface))
         }
         Change::Keep { interface } => (

@@ -335,7 +335,7 @@ fn a_guard_of_an_address_that_is_elsewhere_is_told() {
 #[test]
 fn another_hook_on_an_interface_of_the_configuration_is_attached_anew() {
     let wanted = GateConfig {
-        hook: HookChoice::Generic,
+        hook: HookChoice::XdpGeneric,
         ..gate(&["10.0.0.5:80"])
     };
     let config = config(&[("a", wanted)]);

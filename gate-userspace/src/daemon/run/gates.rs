@@ -7,10 +7,9 @@ use gate_common::state::StateWord;
 
 use super::super::actions::Task;
 use super::super::control::{Action, Control, Policy};
-use super::super::keeper::{error_line, failed};
 use super::Daemon;
 use crate::clock;
-use crate::error::Result;
+use crate::error::{self, Result};
 use crate::events::{self, Event, What};
 use crate::gates::GateName;
 use crate::health::{Health, HealthEvent};
@@ -96,7 +95,7 @@ impl Daemon {
     fn unmade(&mut self, gate: &GateName, index: usize, why: &str) {
         let known = self.unmade.insert((gate.clone(), index), why.to_owned());
         if known.as_deref() != Some(why) {
-            let mut event = failed(format!("check {}: {why}", index + 1));
+            let mut event = Event::failed(format!("check {}: {why}", index + 1));
             event.gate = Some(gate.to_string());
             self.tell(&event);
         }
@@ -141,7 +140,7 @@ impl Daemon {
             Action::Flush => "flush",
             Action::Open { .. } => "open",
         };
-        let mut event = failed(format!("{what}: {}", error_line(&error)));
+        let mut event = Event::failed(format!("{what}: {}", error::line(&error)));
         event.gate = Some(task.gate.to_string());
         self.tell(&event);
     }
