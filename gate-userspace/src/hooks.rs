@@ -288,14 +288,8 @@ mod tests {
         Interface {
             index: 7,
             name: "some".to_owned(),
-            address: None,
-            is_up: true,
-            kind,
             layer,
-            mtu: 1500,
-            controller: None,
-            lower: None,
-            xdp: None,
+            ..Interface::example(kind)
         }
     }
 

@@ -79,6 +79,23 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// `eth0`, of that kind, for tests.
+    #[cfg(test)]
+    pub(crate) fn example(kind: Kind) -> Self {
+        Self {
+            index: 2,
+            name: "eth0".to_owned(),
+            address: None,
+            is_up: true,
+            kind,
+            layer: Layer::Ethernet,
+            mtu: 1500,
+            controller: None,
+            lower: None,
+            xdp: None,
+        }
+    }
+
     /// Whether the device takes VLAN tags off the frames that come in, so that XDP doesn't see
     /// them.
     #[must_use]

@@ -61,6 +61,30 @@ pub struct GateStatus {
     pub stats: GateStats,
 }
 
+#[cfg(test)]
+impl GateStatus {
+    /// One that is open and has done nothing.
+    pub(crate) fn example(id: u32, name: Option<&str>, at: &str) -> Self {
+        Self {
+            gate: Gate {
+                id: GateId(id),
+                name: name.map(|name| name.parse().expect(name)),
+                endpoints: vec![at.parse().expect(at)],
+                aliases: Vec::new(),
+            },
+            aliases: Vec::new(),
+            mode: Mode::Open,
+            expired: false,
+            lease: None,
+            guard: None,
+            handover: None,
+            allowed: Vec::new(),
+            waiting: Waiting::default(),
+            stats: GateStats::default(),
+        }
+    }
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Status {

@@ -237,22 +237,7 @@ fn fits(asked: HookChoice, actual: Hook) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::interfaces::{Layer, XdpMode};
-
-    fn interface(kind: Kind) -> Interface {
-        Interface {
-            index: 2,
-            name: "eth0".to_owned(),
-            address: None,
-            is_up: true,
-            kind,
-            layer: Layer::Ethernet,
-            mtu: 1500,
-            controller: None,
-            lower: None,
-            xdp: None,
-        }
-    }
+    use crate::interfaces::XdpMode;
 
     const IN: Hook = Hook::Tc(Direction::Ingress);
     const OUT: Hook = Hook::Tc(Direction::Egress);
@@ -284,7 +269,7 @@ mod tests {
             (&[C::Xdp], &[IN], None),
             (&[C::Tc], &[XDP], None),
         ] {
-            let nic = interface(Kind::Nic);
+            let nic = Interface::example(Kind::Nic);
             let missing = missing(&nic, std::slice::from_ref(&nic), need(asked), there);
             let hooks = missing.map(|all| all.iter().map(|it| it.hook).collect::<Vec<_>>());
             assert_eq!(hooks.ok().as_deref(), expected, "{asked:?} on {there:?}");
@@ -293,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_leaves_by_loopback_comes_in_there() {
-        let lo = interface(Kind::Loopback);
+        let lo = Interface::example(Kind::Loopback);
         let all = std::slice::from_ref(&lo);
         let hooks = |need, there: &[Hook]| {
             let missing = missing(&lo, all, need, there).expect("possible");

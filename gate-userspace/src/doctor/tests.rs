@@ -1,25 +1,10 @@
 use super::*;
 use crate::features::FEATURES;
 use crate::hooks::{self, HookChoice};
-use crate::interfaces::{Interface, Kind, Layer, XdpMode};
-
-fn interface(name: &str, kind: Kind) -> Interface {
-    Interface {
-        index: 2,
-        name: name.to_owned(),
-        address: None,
-        is_up: true,
-        kind,
-        layer: Layer::Ethernet,
-        mtu: 1500,
-        controller: None,
-        lower: None,
-        xdp: None,
-    }
-}
+use crate::interfaces::{Interface, Kind, XdpMode};
 
 fn examined(kind: Kind, foreign: Option<&str>, native_xdp: Option<bool>) -> Examined {
-    let interface = interface("eth0", kind);
+    let interface = Interface::example(kind);
     let plan = hooks::plan(HookChoice::Auto, &interface, &[], foreign).expect("a plan");
     Examined {
         interface,

@@ -9,7 +9,6 @@ use super::*;
 use crate::attach::Attachment;
 use crate::endpoint::Endpoint;
 use crate::events::{Event, What};
-use crate::gates::Gate;
 use crate::handover::{HandoverStatus, ToStatus};
 use crate::health::{CheckHealth, Health, HealthEvent, Sample as Check};
 use crate::hooks::Slot;
@@ -29,21 +28,8 @@ fn gate(id: u32, name: Option<&str>, at: &str) -> GateStatus {
         stats.counts[*counter as usize] = u64::from(id) * 100 + n as u64;
     }
     GateStatus {
-        gate: Gate {
-            id: GateId(id),
-            name: name.map(|name| name.parse().expect(name)),
-            endpoints: vec![endpoint(at)],
-            aliases: Vec::new(),
-        },
-        aliases: Vec::new(),
-        mode: Mode::Open,
-        expired: false,
-        lease: None,
-        guard: None,
-        handover: None,
-        allowed: Vec::new(),
-        waiting: Waiting::default(),
         stats,
+        ..GateStatus::example(id, name, at)
     }
 }
 

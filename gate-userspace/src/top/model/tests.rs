@@ -1,9 +1,7 @@
 use gate_common::abi::{Counter, GateStats};
-use gate_common::flow::GateId;
 
 use super::*;
 use crate::attach::Attachment;
-use crate::gates::Gate;
 use crate::handover::{HandoverStatus, ToStatus};
 use crate::hooks::Slot;
 use crate::status::{GuardStatus, Waiting};
@@ -20,26 +18,6 @@ pub fn at(ms: u64) -> Moment {
 
 pub fn endpoint(text: &str) -> Endpoint {
     text.parse().expect(text)
-}
-
-pub fn gate(id: u32, name: Option<&str>, at: &str) -> GateStatus {
-    GateStatus {
-        gate: Gate {
-            id: GateId(id),
-            name: name.map(|name| name.parse().expect(name)),
-            endpoints: vec![endpoint(at)],
-            aliases: Vec::new(),
-        },
-        aliases: Vec::new(),
-        mode: Mode::Open,
-        expired: false,
-        lease: None,
-        guard: None,
-        handover: None,
-        allowed: Vec::new(),
-        waiting: Waiting::default(),
-        stats: GateStats::default(),
-    }
 }
 
 pub fn status(gates: Vec<GateStatus>) -> Status {
@@ -71,7 +49,7 @@ pub fn three() -> Status {
                     listening: Some(1),
                 }],
             }),
-            ..gate(1, Some("api"), "10.0.0.5:9000")
+            ..GateStatus::example(1, Some("api"), "10.0.0.5:9000")
         },
         GateStatus {
             mode: Mode::Hold,
@@ -81,9 +59,9 @@ pub fn three() -> Status {
                 longest: Duration::from_millis(1_900),
             },
             stats: held,
-            ..gate(2, Some("web"), "10.0.0.5:8080")
+            ..GateStatus::example(2, Some("web"), "10.0.0.5:8080")
         },
-        gate(3, None, "10.0.0.5:81"),
+        GateStatus::example(3, None, "10.0.0.5:81"),
     ])
 }
 
@@ -123,7 +101,8 @@ fn rates_are_the_difference_of_two_looks() {
 fn a_gate_that_is_new_has_no_rates_yet() {
     let mut model = model();
     let mut more = three();
-    more.gates.push(gate(4, Some("new"), "10.0.0.5:1"));
+    more.gates
+        .push(GateStatus::example(4, Some("new"), "10.0.0.5:1"));
     model.look(Some(&more), at(1_000).boot);
     let rows = model.rows.unwrap();
     assert!(rows[3].rates.is_none() && rows[0].rates.is_some());

@@ -6,7 +6,8 @@ use ratatui::backend::TestBackend;
 use super::*;
 use crate::gates::Target;
 use crate::health::Health;
-use crate::top::model::tests::{at, endpoint, gate, model, status};
+use crate::status::GateStatus;
+use crate::top::model::tests::{at, endpoint, model, status};
 use crate::top::model::{Connected, Found, Sampled};
 
 /// The screen, line by line.
@@ -128,7 +129,8 @@ fn no_size_is_too_small() {
 #[test]
 fn a_thousand_gates_scroll_and_the_selected_one_is_seen() {
     let name = |n: u32| format!("gate-{n:04}");
-    let gates = (1..=1000).map(|n| gate(n, Some(&name(n)), &format!("10.0.0.5:{n}")));
+    let gates =
+        (1..=1000).map(|n| GateStatus::example(n, Some(&name(n)), &format!("10.0.0.5:{n}")));
     let mut model = Model::new(at(0));
     model.look(Some(&status(gates.collect())), at(0).boot);
     for (width, height) in [(20, 5), (80, 24), (200, 50)] {
