@@ -116,7 +116,9 @@ impl Located {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    /// Reads what a verdict needs, or none where the lengths contradict each other.
+    /// Reads what a verdict needs, or none where the lengths contradict each other, or where an
+    /// IPv6 header has a v4-mapped address: no packet may have one, and it would be taken for a
+    /// flow of IPv4.
     #[inline(always)]
     pub fn syn<P: Packet + ?Sized>(&self, packet: &P) -> Option<Syn> {
         // One load for each header: a hook may have to ask the kernel for it.
@@ -133,10 +135,14 @@ impl Located {
             }
             Family::V6 => {
                 let header = packet.load::<40>(self.network)?;
-                let (source, destination) = (header[8..].first_chunk()?, header.last_chunk()?);
+                let source = Address::from_v6(*header[8..].first_chunk()?);
+                let destination = Address::from_v6(*header.last_chunk()?);
+                if source.is_v4() || destination.is_v4() {
+                    return None;
+                }
                 (
-                    Address::from_v6(*source),
-                    Address::from_v6(*destination),
+                    source,
+                    destination,
                     self.network
                         + Ipv6Hdr::LEN
                         + u16::from_be_bytes([header[4], header[5]]) as usize,
