@@ -1,6 +1,8 @@
 //! The data path in the kernel, with maps of its own, run by `BPF_PROG_TEST_RUN`; and the pure
 //! function with the same tables. What one does, the other must.
 
+mod lean;
+
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
@@ -26,6 +28,8 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+
+pub use lean::{HeldFrame, Kept, Ran, Runner};
 
 /// What a hook did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,15 +93,25 @@ impl Setup {
     }
 }
 
+/// What the frames of an interface begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header. A test run takes the protocol from where an Ethernet header would have it, so
+    /// those two bytes of the packet must say the same.
+    Bare,
+}
+
 /// The pure function, with tables in plain memory, as a hook uses it.
 #[derive(Debug)]
 pub struct Pure {
     slot: Slot,
+    link: Link,
     /// Whether the frame is addressed to another than the test run's device, as the hook sees it.
     for_another: bool,
     setup: Setup,
-    held: HashMap<FlowKey, Vec<u8>>,
-    isns: HashMap<FlowKey, gate_common::flow::Isn>,
+    held: HashMap<FlowKey, HeldFrame>,
     now: BootTime,
 }
 
@@ -177,12 +191,17 @@ impl Pure {
     pub fn new(slot: Slot, setup: Setup, now: BootTime) -> Self {
         Self {
             slot,
+            link: Link::Ethernet,
             for_another: false,
             setup,
             held: HashMap::new(),
-            isns: HashMap::new(),
             now,
         }
+    }
+
+    /// The same at an interface of this kind.
+    pub fn at(self, link: Link) -> Self {
+        Self { link, ..self }
     }
 
     /// Sockets listen there from now on, and nowhere else.
@@ -192,55 +211,66 @@ impl Pure {
 
     /// What the frame must cause.
     pub fn judge(&mut self, frame: &[u8]) -> Effect {
-        let pass = Effect {
-            action: Action::Pass,
-            counted: Vec::new(),
-            held: None,
-            missing: false,
-        };
-        if !self.setup.armed {
-            return pass;
-        }
-        let unparsed = Effect {
-            counted: vec![(GateId::HOST, Counter::Unparsed)],
-            ..pass.clone()
-        };
-        let at = match locate(frame) {
-            Frame::Tcp(at) if at.is_pure_syn() => at,
-            Frame::Tcp(_) | Frame::Other => return pass,
-            Frame::Unparsed => return unparsed,
-        };
-        let Some(syn) = at.syn(frame) else {
-            return unparsed;
-        };
-        self.for_another = self.slot != Slot::Xdp && frame[..6] != [0; 6];
-        let (action, counted) = self.act(frame, &syn);
+        let (action, counted) = self.step(frame);
+        let flow = syn_of(frame).map(|syn| syn.attempt.flow);
+        let flow = flow.filter(|_| self.setup.armed);
         Effect {
             action,
-            counted,
-            held: self.held.get(&syn.attempt.flow).cloned(),
-            missing: self.missing(&syn.attempt.flow.endpoint).is_some(),
+            counted: counted.into_iter().collect(),
+            held: flow.and_then(|flow| Some(self.held.get(&flow)?.frame.clone())),
+            missing: flow.is_some_and(|flow| self.missing(&flow.endpoint).is_some()),
         }
     }
 
-    fn act(&mut self, frame: &[u8], syn: &Syn) -> (Action, Vec<(GateId, Counter)>) {
+    /// What the frame must cause at once: the action, and the one counter that moves.
+    pub fn step(&mut self, frame: &[u8]) -> (Action, Option<(GateId, Counter)>) {
+        if !self.setup.armed {
+            return (Action::Pass, None);
+        }
+        self.for_another = self.slot != Slot::Xdp && is_for_another(frame);
+        match self.link {
+            Link::Ethernet => self.step_at_ethernet(frame),
+            Link::Bare => {
+                let whole = [&[0; 12], &frame[12..14], frame].concat();
+                match self.step_at_ethernet(&whole) {
+                    (Action::Reply(reply), counted) => {
+                        (Action::Reply(reply[14..].to_vec()), counted)
+                    }
+                    other => other,
+                }
+            }
+        }
+    }
+
+    fn step_at_ethernet(&mut self, frame: &[u8]) -> (Action, Option<(GateId, Counter)>) {
+        let at = match locate(frame) {
+            Frame::Tcp(at) if at.is_pure_syn() => Some(at),
+            Frame::Tcp(_) | Frame::Other => return (Action::Pass, None),
+            Frame::Unparsed => None,
+        };
+        let Some(syn) = at.and_then(|at| at.syn(frame)) else {
+            return (Action::Pass, Some((GateId::HOST, Counter::Unparsed)));
+        };
+        self.act(frame, &syn)
+    }
+
+    fn act(&mut self, frame: &[u8], syn: &Syn) -> (Action, Option<(GateId, Counter)>) {
         match verdict(self, syn, self.slot.direction()) {
-            Verdict::Pass => (Action::Pass, Vec::new()),
-            Verdict::PassCounted(gate, counter) => (Action::Pass, vec![(gate, counter)]),
+            Verdict::Pass => (Action::Pass, None),
+            Verdict::PassCounted(gate, counter) => (Action::Pass, Some((gate, counter))),
             Verdict::PassExpired(gate) => {
                 self.supersede(syn);
-                (Action::Pass, vec![(gate, Counter::Expired)])
+                (Action::Pass, Some((gate, Counter::Expired)))
             }
             Verdict::PassBack(gate) => {
                 let endpoint = syn.attempt.flow.endpoint;
                 self.setup.missing.retain(|(key, _)| *key != endpoint);
                 if self.supersede(syn) {
                     self.held.remove(&syn.attempt.flow);
-                    self.isns.remove(&syn.attempt.flow);
                 }
-                (Action::Pass, vec![(gate, Counter::Passed)])
+                (Action::Pass, Some((gate, Counter::Passed)))
             }
-            Verdict::Drop(gate, counter) => (Action::Drop, vec![(gate, counter)]),
+            Verdict::Drop(gate, counter) => (Action::Drop, Some((gate, counter))),
             Verdict::Reject(gate) => {
                 let answer = match self.slot {
                     Slot::Xdp => Some(padded(frame, reply(frame, syn, Sum::Whole))),
@@ -249,23 +279,24 @@ impl Pure {
                     }
                 };
                 let action = answer.map_or(Action::Drop, Action::Reply);
-                (action, vec![(gate, Counter::Rejected)])
+                (action, Some((gate, Counter::Rejected)))
             }
-            Verdict::Hold(gate) => (Action::Drop, vec![(gate, self.hold(frame, syn))]),
+            Verdict::Hold(gate) => (Action::Drop, Some((gate, self.hold(frame, syn, gate)))),
             Verdict::Guard(gate, withheld) => {
                 self.miss(syn.attempt.flow.endpoint, gate);
                 let counter = match withheld {
-                    Withheld::Kept => self.hold(frame, syn),
+                    Withheld::Kept => self.hold(frame, syn, gate),
                     Withheld::Dropped(counter) => counter,
                 };
-                (Action::Drop, vec![(gate, counter)])
+                (Action::Drop, Some((gate, counter)))
             }
         }
     }
 
     /// Claims the attempt where a copy of it is held, and says whether one is.
     fn supersede(&mut self, syn: &Syn) -> bool {
-        let is_held = self.isns.get(&syn.attempt.flow) == Some(&syn.attempt.isn);
+        let held = self.held.get(&syn.attempt.flow);
+        let is_held = held.is_some_and(|held| held.isn == syn.attempt.isn);
         if is_held {
             self.setup.released.push(syn.attempt);
         }
@@ -289,22 +320,40 @@ impl Pure {
     fn has_place(&self, flow: &FlowKey) -> bool {
         let room = self.setup.room;
         let of = |flow: &FlowKey| room.share_of(&flow.source);
-        let share = self.isns.keys().filter(|other| of(other) == of(flow));
-        room.has_place(share.count() as u64, self.isns.len() as u64)
+        let share = self.held.keys().filter(|other| of(other) == of(flow));
+        room.has_place(share.count() as u64, self.held.len() as u64)
     }
 
-    fn hold(&mut self, frame: &[u8], syn: &Syn) -> Counter {
+    fn hold(&mut self, frame: &[u8], syn: &Syn, gate: GateId) -> Counter {
         let flow = syn.attempt.flow;
-        if !self.isns.contains_key(&flow) && !self.has_place(&flow) {
+        if !self.held.contains_key(&flow) && !self.has_place(&flow) {
             return Counter::Overflowed;
         }
-        let before = self.isns.insert(flow, syn.attempt.isn);
-        self.held.insert(flow, frame[..syn.end].to_vec());
-        match before == Some(syn.attempt.isn) {
-            true => Counter::Refreshed,
-            false => Counter::Held,
+        let held = HeldFrame {
+            gate,
+            isn: syn.attempt.isn,
+            frame: frame[..syn.end].to_vec(),
+        };
+        match self.held.insert(flow, held) {
+            Some(before) if before.isn == syn.attempt.isn => Counter::Refreshed,
+            _ => Counter::Held,
         }
     }
+}
+
+/// The SYN in a frame, where it is one.
+fn syn_of(frame: &[u8]) -> Option<Syn> {
+    match locate(frame) {
+        Frame::Tcp(at) if at.is_pure_syn() => at.syn(frame),
+        Frame::Tcp(_) | Frame::Other | Frame::Unparsed => None,
+    }
+}
+
+/// Whether a frame is addressed to one other station than the device of a test run, which is
+/// loopback: its address is all zeros.
+fn is_for_another(frame: &[u8]) -> bool {
+    let is_group = frame[0] & 1 != 0;
+    !is_group && frame[..6] != [0; 6]
 }
 
 /// Whether an address is in a prefix, both as text and bit by bit: not as the trie does it.
@@ -365,6 +414,7 @@ fn sum(frame: &[u8], syn: &Syn) -> Option<Sum> {
 /// The program of a hook, in the kernel.
 pub struct Kernel {
     slot: Slot,
+    link: Link,
     ebpf: Ebpf,
     counts: Vec<(GateId, GateStats)>,
     listeners: Vec<Socket>,
@@ -377,7 +427,17 @@ impl Kernel {
     /// Loads the program with maps of its own, and moves the calling thread into a network
     /// namespace that forwards nothing: a wildcard asks the routes. Needs root.
     pub fn load(slot: Slot) -> Result<Self> {
-        Self::load_sized(slot, &[])
+        Self::load_at(slot, Link::Ethernet, &[])
+    }
+
+    /// As [`load`](Self::load), for an interface of this kind.
+    pub fn load_for(slot: Slot, link: Link) -> Result<Self> {
+        Self::load_at(slot, link, &[])
+    }
+
+    /// What its frames begin with.
+    pub fn link(&self) -> Link {
+        self.link
     }
 
     /// The hook.
@@ -392,6 +452,10 @@ impl Kernel {
 
     /// As [`load`](Self::load), with other sizes of maps.
     pub fn load_sized(slot: Slot, sizes: &[(&str, u32)]) -> Result<Self> {
+        Self::load_at(slot, Link::Ethernet, sizes)
+    }
+
+    fn load_at(slot: Slot, link: Link, sizes: &[(&str, u32)]) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
         for family in ["ipv4", "ipv6"] {
             let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
@@ -400,6 +464,8 @@ impl Kernel {
         let level = 0_u8;
         let mut loader = EbpfLoader::new();
         loader.override_global("AYA_LOG_LEVEL", &level, true);
+        let bare = u32::from(link == Link::Bare);
+        loader.override_global("LAYER3", &bare, true);
         for (name, size) in sizes {
             loader.map_max_entries(name, *size);
         }
@@ -413,6 +479,7 @@ impl Kernel {
         loaded.with_context(|| format!("load {name}"))?;
         let mut kernel = Self {
             slot,
+            link,
             ebpf,
             counts: Vec::new(),
             listeners: Vec::new(),
@@ -531,12 +598,7 @@ impl Kernel {
     /// Whether the kernel takes a frame for a test run: for TC it asks for the whole IP header,
     /// without options, of what says that it is IP.
     pub fn takes(&self, frame: &[u8]) -> bool {
-        let header = match (self.slot, frame.get(12..14)) {
-            (Slot::TcIngress | Slot::TcEgress, Some([0x08, 0x00])) => 20,
-            (Slot::TcIngress | Slot::TcEgress, Some([0x86, 0xdd])) => 40,
-            _ => 0,
-        };
-        frame.len() >= 14 + header
+        takes(self.slot, frame)
     }
 
     /// Runs one frame, which must have at least the 14 bytes that the kernel asks for.
@@ -548,18 +610,10 @@ impl Kernel {
             ..TestRunOptions::new()
         })?;
         out.truncate(result.data_size_out as usize);
-        let action = match (self.slot, result.return_value.cast_signed()) {
-            // enum xdp_action.
-            (Slot::Xdp, 1) => Action::Drop,
-            (Slot::Xdp, 2) => Action::Pass,
-            (Slot::Xdp, 3) => Action::Reply(out),
-            // TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT.
-            (Slot::TcIngress | Slot::TcEgress, -1) => Action::Pass,
-            (Slot::TcIngress, 2) => Action::Drop,
-            (Slot::TcIngress, 7) => Action::Reply(out),
-            (Slot::TcEgress, 7) if out == frame => Action::Drop,
-            (Slot::TcEgress, 7) => Action::Reply(out),
-            (_, other) => anyhow::bail!("action {other}"),
+        let action = match action(self.slot, result.return_value, frame, &out)? {
+            Ran::Pass => Action::Pass,
+            Ran::Drop => Action::Drop,
+            Ran::Reply(out) => Action::Reply(out.to_vec()),
         };
         let counts = self.stats()?;
         let counted = self
@@ -597,10 +651,7 @@ impl Kernel {
 
     /// The frame that is held for this one's flow, and whether its destination misses a listener.
     fn kept_for(&mut self, frame: &[u8]) -> Result<(Option<Vec<u8>>, bool)> {
-        let Frame::Tcp(at) = locate(frame) else {
-            return Ok((None, false));
-        };
-        let Some(syn) = at.syn(frame).filter(|_| at.is_pure_syn()) else {
+        let Some(syn) = syn_of(frame) else {
             return Ok((None, false));
         };
         let flow = syn.attempt.flow;
@@ -648,6 +699,33 @@ impl Kernel {
         }
         Ok(all)
     }
+}
+
+/// As [`Kernel::takes`].
+pub(crate) fn takes(slot: Slot, frame: &[u8]) -> bool {
+    let header = match (slot, frame.get(12..14)) {
+        (Slot::TcIngress | Slot::TcEgress, Some([0x08, 0x00])) => 20,
+        (Slot::TcIngress | Slot::TcEgress, Some([0x86, 0xdd])) => 40,
+        _ => 0,
+    };
+    frame.len() >= 14 + header
+}
+
+/// What a hook's code says became of a frame that came out like this.
+fn action<'a>(slot: Slot, code: u32, frame: &[u8], out: &'a [u8]) -> Result<Ran<'a>> {
+    Ok(match (slot, code.cast_signed()) {
+        // enum xdp_action.
+        (Slot::Xdp, 1) => Ran::Drop,
+        (Slot::Xdp, 2) => Ran::Pass,
+        (Slot::Xdp, 3) => Ran::Reply(out),
+        // TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT.
+        (Slot::TcIngress | Slot::TcEgress, -1) => Ran::Pass,
+        (Slot::TcIngress, 2) => Ran::Drop,
+        (Slot::TcIngress, 7) => Ran::Reply(out),
+        (Slot::TcEgress, 7) if out == frame => Ran::Drop,
+        (Slot::TcEgress, 7) => Ran::Reply(out),
+        (_, other) => anyhow::bail!("action {other}"),
+    })
 }
 
 /// The counters that moved, each as often as it did.

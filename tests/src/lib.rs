@@ -19,6 +19,7 @@
 //! | [`extent`] | how much of a fault is tried |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
+//! | [`differ`] | frames and tables made by chance through both |
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
 //! | [`foreign`] | BPF programs and maps that are not gate's |
@@ -34,6 +35,7 @@ pub mod bounce;
 mod bpf;
 pub mod chart;
 pub mod demo;
+pub mod differ;
 pub mod exe;
 pub mod extent;
 pub mod foreign;
