@@ -19,6 +19,8 @@ pub trait Tables {
     fn state(&self, gate: GateId) -> StateWord;
     /// Whether a SYN that came in is for this host, and not one that it forwards.
     fn is_for_this_host(&self, syn: &Syn) -> bool;
+    /// Whether the frame is addressed to all stations, or to a group of them.
+    fn is_for_many(&self) -> bool;
     /// Whether this is one of the gate's own health checks.
     fn is_check(&self, flow: &FlowKey) -> bool;
     /// Whether the gate lets this source pass.
@@ -74,9 +76,13 @@ type Known = (GateId, StateWord, Effective);
 /// and that before an open one: whoever closes `*:80` closes it for addresses that have a gate of
 /// their own. A wildcard stands for the addresses of this host, so what goes out or is forwarded is
 /// none of its business. What was sent to a backend is judged as if it went where its process wanted,
-/// unless the backend's own gate is closed.
+/// unless the backend's own gate is closed. What many stations get passes: TCP is between two, the
+/// stack drops it without a word, and if each of them answered, one SYN would be answered by all.
 #[inline(always)]
 pub fn verdict<T: Tables>(tables: &T, syn: &Syn, direction: Direction) -> Verdict {
+    if tables.is_for_many() {
+        return Verdict::Pass;
+    }
     let endpoint = &syn.attempt.flow.endpoint;
     let port = tables.port(endpoint.port);
     let exact = match port.has_exact() {

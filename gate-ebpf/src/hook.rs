@@ -30,6 +30,9 @@ pub trait Hook: EbpfContext {
     /// Whether the frame is addressed to another host, which gets it by a bridge.
     fn is_for_another(&self) -> bool;
 
+    /// Whether the frame is addressed to all stations, or to a group of them.
+    fn is_for_many(&self) -> bool;
+
     /// The gate whose endpoint a SYN's process asked for, where a handover sent it to a backend.
     fn asked_for(&self, syn: &Syn) -> Option<GateId>;
 

@@ -233,6 +233,11 @@ impl<H: Hook> Tables for Kernel<'_, H> {
     }
 
     #[inline(always)]
+    fn is_for_many(&self) -> bool {
+        self.0.is_for_many()
+    }
+
+    #[inline(always)]
     fn port(&self, port: Port) -> PortEntry {
         endpoints::port(port)
     }

@@ -190,6 +190,15 @@ impl<const EGRESS: bool> Hook for Tc<'_, EGRESS> {
         unsafe { (*self.skb()).pkt_type == OTHER_HOST }
     }
 
+    /// Where there is no Ethernet header there is no such address.
+    #[inline(always)]
+    fn is_for_many(&self) -> bool {
+        /// `PACKET_BROADCAST` and `PACKET_MULTICAST` of linux/if_packet.h.
+        const MANY: core::ops::RangeInclusive<u32> = 1..=2;
+        // SAFETY: the context is this run's own.
+        !has_no_ethernet() && MANY.contains(&unsafe { (*self.skb()).pkt_type })
+    }
+
     /// By the socket that sends it. What comes in by loopback was sent by one of this host, but has
     /// lost it.
     #[inline(always)]

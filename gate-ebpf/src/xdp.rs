@@ -79,6 +79,14 @@ impl Hook for Xdp<'_> {
         false
     }
 
+    /// By the lowest bit of the address's first byte (IEEE 802).
+    #[inline(always)]
+    fn is_for_many(&self) -> bool {
+        // The verifier allows nothing to be read behind a check of one byte.
+        let station = self.direct().load::<6>(0);
+        station.is_some_and(|[first, ..]| first & 1 != 0)
+    }
+
     /// What comes in here was sent by another host.
     #[inline(always)]
     fn asked_for(&self, _syn: &Syn) -> Option<GateId> {

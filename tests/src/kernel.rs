@@ -110,6 +110,8 @@ pub struct Pure {
     link: Link,
     /// Whether the frame is addressed to another than the test run's device, as the hook sees it.
     for_another: bool,
+    /// Whether the frame is addressed to a group of stations.
+    for_many: bool,
     setup: Setup,
     held: HashMap<FlowKey, HeldFrame>,
     now: BootTime,
@@ -139,6 +141,10 @@ impl Tables for Pure {
     fn is_for_this_host(&self, _syn: &Syn) -> bool {
         // `Kernel` runs where nothing is forwarded.
         !self.for_another
+    }
+
+    fn is_for_many(&self) -> bool {
+        self.for_many
     }
 
     fn is_check(&self, flow: &FlowKey) -> bool {
@@ -193,6 +199,7 @@ impl Pure {
             slot,
             link: Link::Ethernet,
             for_another: false,
+            for_many: false,
             setup,
             held: HashMap::new(),
             now,
@@ -227,7 +234,11 @@ impl Pure {
         if !self.setup.armed {
             return (Action::Pass, None);
         }
-        self.for_another = self.slot != Slot::Xdp && is_for_another(frame);
+        let is_group = frame.first().is_some_and(|first| first & 1 != 0);
+        self.for_many = self.link == Link::Ethernet && is_group;
+        // A test run's device is loopback: its address is all zeros.
+        let is_own = is_group || frame.get(..6) == Some(&[0; 6]);
+        self.for_another = self.slot != Slot::Xdp && !is_own;
         match self.link {
             Link::Ethernet => self.step_at_ethernet(frame),
             Link::Bare => {
@@ -347,13 +358,6 @@ fn syn_of(frame: &[u8]) -> Option<Syn> {
         Frame::Tcp(at) if at.is_pure_syn() => at.syn(frame),
         Frame::Tcp(_) | Frame::Other | Frame::Unparsed => None,
     }
-}
-
-/// Whether a frame is addressed to one other station than the device of a test run, which is
-/// loopback: its address is all zeros.
-fn is_for_another(frame: &[u8]) -> bool {
-    let is_group = frame[0] & 1 != 0;
-    !is_group && frame[..6] != [0; 6]
 }
 
 /// Whether an address is in a prefix, both as text and bit by bit: not as the trie does it.
