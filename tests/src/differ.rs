@@ -13,9 +13,10 @@ mod shrink;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use gate_common::abi::{Counter, GateStats};
+use gate_common::flow::GateId;
 use gate_userspace::clock;
 use gate_userspace::hooks::Slot;
 
@@ -47,6 +48,9 @@ impl Report {
         self.frames as f64 / self.took.as_secs_f64()
     }
 }
+
+/// What is expected of a frame: the action, and the counter that moves.
+pub type Expected = (Action, Option<(GateId, Counter)>);
 
 /// A hook's program, and what is needed to run it often.
 pub struct Differ {
@@ -175,6 +179,40 @@ impl Differ {
             frames: count as usize,
             text: kernel.unlike(&pure),
         }))
+    }
+
+    /// Frames that both must judge alike, and as expected, one after another.
+    pub fn expect(&mut self, tables: &Setup, cases: &[(Vec<u8>, Expected)]) -> Result<()> {
+        self.expect_of_the_pure_function(tables, cases)?;
+        let frames: Vec<Vec<u8>> = cases.iter().map(|(frame, _)| frame.clone()).collect();
+        match self.difference(tables, &frames)? {
+            None => Ok(()),
+            Some(Difference {
+                frames: count,
+                text,
+            }) => {
+                bail!("after {}: {text}", hex(&frames[count - 1]))
+            }
+        }
+    }
+
+    /// As [`expect`](Self::expect), of the pure function alone.
+    pub fn expect_of_the_pure_function(
+        &self,
+        tables: &Setup,
+        cases: &[(Vec<u8>, Expected)],
+    ) -> Result<()> {
+        let pure = Pure::new(self.kernel.slot(), tables.clone(), clock::now());
+        let mut pure = pure.at(self.kernel.link());
+        for (frame, expected) in cases {
+            let found = pure.step(frame);
+            ensure!(
+                found == *expected,
+                "{}: {found:?} is not {expected:?}",
+                hex(frame)
+            );
+        }
+        Ok(())
     }
 
     /// An example of the corpus must be judged alike.

@@ -19,6 +19,7 @@
 //! | [`extent`] | how much of a fault is tried |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
+//! | [`cases`] | single frames through both, and what is expected |
 //! | [`differ`] | frames and tables made by chance through both |
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
@@ -33,6 +34,7 @@ pub mod backend;
 pub mod bench;
 pub mod bounce;
 mod bpf;
+pub mod cases;
 pub mod chart;
 pub mod demo;
 pub mod differ;
