@@ -27,7 +27,7 @@ pub use frames::Frames;
 pub use setups::setup;
 
 /// Frames that go through one set of tables.
-const BATCH: u64 = 1024;
+const BATCH: u64 = 2048;
 
 /// How far a run came.
 #[derive(Clone, Debug)]

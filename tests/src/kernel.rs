@@ -544,9 +544,8 @@ impl Kernel {
             self.array("GUARDS")?.set(gate.0, *guard, 0)?;
         }
         self.array("ROOM")?.set(0, setup.room, 0)?;
-        for share in 0..=TOTAL {
-            self.array("SHARES")?.set(share, 0_u64, 0)?;
-        }
+        let shares = self.array::<u64>("SHARES")?;
+        sys::update_array(shares.map().fd().as_fd(), &[0_u64; TOTAL as usize + 1])?;
         self.listen(&setup.listening)?;
         self.set_words(setup)
     }

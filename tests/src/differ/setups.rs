@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use fastrand::Rng;
 use gate_common::abi::{Guard, Missing};
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, Port};
+use gate_common::shares::Room;
 use gate_common::state::{BootTime, Closed, StateWord};
 use gate_userspace::clock;
 
@@ -46,6 +47,10 @@ pub fn setup(seed: u64) -> Setup {
     let mut setup = Setup {
         armed: random.u8(..32) != 0,
         ..Setup::default()
+    };
+    setup.room = Room {
+        capacity: [0, 1, 4, 32, 16_384][random.usize(..5)],
+        seed: random.u64(..),
     };
     // One endpoint belongs to one gate.
     for endpoint in endpoints() {

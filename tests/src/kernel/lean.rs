@@ -1,7 +1,7 @@
 //! The same with next to no bookkeeping: one system call a frame, and what is left behind is looked
 //! at after many.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use aya::programs::{Program, ProgramFd};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use gate_common::abi::{GateStats, Guard, HeldSyn, Missing};
 use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, Isn};
+use gate_common::shares::TOTAL;
 use gate_userspace::hooks::Slot;
 use gate_userspace::sys;
 use std::os::fd::AsFd as _;
@@ -41,6 +42,8 @@ pub struct Kept {
     pub missing: HashMap<EndpointKey, GateId>,
     /// Which gates are marked as dirty.
     pub dirty: Vec<bool>,
+    /// How much of the room each share has that has any, and all together.
+    pub shares: BTreeMap<u32, u64>,
 }
 
 impl Pure {
@@ -51,7 +54,15 @@ impl Pure {
             own.any(|(_, guard)| guard.dirty != 0)
         });
         let missing = self.setup.missing.iter();
+        let mut shares = BTreeMap::new();
+        for flow in self.held.keys() {
+            let share = self.setup.room.share_of(&flow.source);
+            for index in [share, TOTAL] {
+                *shares.entry(index).or_insert(0) += 1;
+            }
+        }
         Kept {
+            shares,
             counts,
             held: self.held.clone(),
             released: self.setup.released.iter().copied().collect(),
@@ -77,11 +88,12 @@ impl Kept {
             let missing = it.missing.iter();
             let missing = missing.filter(|(key, gate)| than.missing.get(key) != Some(gate));
             format!(
-                "held {:02x?}, released {:?}, missing {:?}, dirty {:?}",
+                "held {:02x?}, released {:?}, missing {:?}, dirty {:?}, shares {:?}",
                 held.collect::<Vec<_>>(),
                 released.collect::<Vec<_>>(),
                 missing.collect::<Vec<_>>(),
-                it.dirty
+                it.dirty,
+                it.shares
             )
         };
         text + &format!("{} is not {}", lacks(self, other), lacks(other, self))
@@ -126,8 +138,14 @@ impl Kernel {
         let released = released.collect();
         let map = self.hash::<EndpointKey, Missing>("MISSING")?;
         let missing = sys::lookup_all::<EndpointKey, Missing>(map.map().fd().as_fd())?;
+        let map = self.array::<u64>("SHARES")?;
+        let mut shares: BTreeMap<u32, u64> = sys::lookup_all(map.map().fd().as_fd())?
+            .into_iter()
+            .collect();
+        shares.retain(|_, share| *share != 0);
         let dirty = (0..WATCHED).map(|gate| Ok(self.guard(GateId(gate))?.dirty != 0));
         Ok(Kept {
+            shares,
             counts,
             held,
             released,
