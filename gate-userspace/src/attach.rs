@@ -186,7 +186,7 @@ pub fn attach(
         Hook::Tc(direction) if has_tcx(interface)? => {
             let link = sys::attach_tcx(program, interface.index, direction)
                 .map_err(Error::call("attach TCX to", interface.name.as_str()))?;
-            pin(link.as_fd(), &pins.link(interface.index, hook.slot()))?;
+            pin_link(pins, link.as_fd(), interface, hook.slot())?;
             Ok(By::Tcx)
         }
         Hook::Tc(_) => clsact::attach(pins, program, interface, hook.slot()),
@@ -215,7 +215,7 @@ fn attach_xdp(
     };
     let link = sys::attach_xdp(program, interface.index, flags)
         .map_err(|error| xdp_error(error, interface, mode))?;
-    pin(link.as_fd(), &pins.link(interface.index, Slot::Xdp))?;
+    pin_link(pins, link.as_fd(), interface, Slot::Xdp)?;
     Ok(By::Xdp)
 }
 
@@ -295,6 +295,12 @@ pub fn detach_links(folder: &Path) -> Result<()> {
     [pins::LINKS, pins::FILTERS, pins::QDISCS]
         .iter()
         .try_for_each(|part| pins::remove(&folder.join(part)))
+}
+
+/// Pins a link. A process that died while it detached may have left no folder for it.
+fn pin_link(pins: &Pins, link: BorrowedFd<'_>, interface: &Interface, slot: Slot) -> Result<()> {
+    pins::make_folder(&pins.links())?;
+    pin(link, &pins.link(interface.index, slot))
 }
 
 fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {

@@ -123,8 +123,9 @@ fn attach_all(
 ) -> Result<Vec<Upped>> {
     features::require()?;
     let (before, lost) = repair(pins, lock)?;
-    let mut programs = Programs::load(pins, lock, options)?;
-    if stay == Stay::UntilRestartsEnd {
+    let temporary = stay == Stay::UntilRestartsEnd;
+    let mut programs = Programs::load(pins, lock, options, temporary)?;
+    if temporary {
         // Before the first link: whoever dies here leaves nothing that looks as if it were to stay.
         pins::make_folder(&pins.temporary())?;
     }

@@ -37,8 +37,14 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Loads the object, and makes the pinned maps where there are none.
-    pub(crate) fn load(pins: &Pins, lock: &Lock, options: UpOptions) -> Result<Self> {
+    /// Loads the object, and makes the pinned maps where there are none, with the mark that they are
+    /// `temporary`.
+    pub(crate) fn load(
+        pins: &Pins,
+        lock: &Lock,
+        options: UpOptions,
+        temporary: bool,
+    ) -> Result<Self> {
         let debug = options.debug;
         let purpose = |armed| Purpose::Attach {
             armed,
@@ -55,7 +61,7 @@ impl Programs {
             (actual, armed, load(&pins.folder(), actual, purpose(armed))?)
         } else {
             let held = options.held.unwrap_or(DEFAULT_HELD);
-            let made = pins.create(lock, |folder| {
+            let made = pins.create(lock, temporary, |folder| {
                 let ebpf = load(folder, held, purpose(false))?;
                 shares::furnish(folder, held)?;
                 Ok(ebpf)

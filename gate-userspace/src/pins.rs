@@ -59,6 +59,9 @@ pub const STEERING: &str = "steering";
 /// The folder of the gates' names.
 const NAMES: &str = "names";
 
+/// The mark of attachments that a restart made and will detach.
+const TEMPORARY: &str = "temporary";
+
 /// How long a command that has changed nothing yet waits for another's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -204,7 +207,7 @@ impl Pins {
     /// The mark of attachments that a restart made and will detach.
     #[must_use]
     pub fn temporary(&self) -> PathBuf {
-        self.folder().join("temporary")
+        self.folder().join(TEMPORARY)
     }
 
     /// Whether anything is pinned here.
@@ -371,17 +374,26 @@ impl Pins {
         Ok(false)
     }
 
-    /// Makes the folder with what `fill` pins into it: whole, or not at all.
+    /// Makes the folder with what `fill` pins into it, and with the mark of what restarts attach where
+    /// it is `temporary`: whole, or not at all.
     ///
     /// # Errors
     /// Those of `fill` and of the file system; nothing is left then.
-    pub fn create<T>(&self, _lock: &Lock, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    pub fn create<T>(
+        &self,
+        _lock: &Lock,
+        temporary: bool,
+        fill: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
         make_folder(&self.version_folder(ABI_VERSION))?;
         let building = self.building();
         remove(&building)?;
         make_folder(&building)?;
         make_folder(&building.join(LINKS))?;
         make_folder(&building.join(NAMES))?;
+        if temporary {
+            make_folder(&building.join(TEMPORARY))?;
+        }
         let built = fill(&building).and_then(|filled| {
             fs::rename(&building, self.folder())
                 .map_err(Error::call("rename", building.display().to_string()))?;
@@ -401,7 +413,12 @@ impl Pins {
         // First, so that no program is attached whose maps nobody can reach.
         steering::detach(&self.folder())?;
         attach::detach_all(&self.folder())?;
-        remove(&self.folder())?;
+        // Whoever dies while the maps go, one by one, must not leave some of them to the next command.
+        remove(&self.building())?;
+        match fs::rename(self.folder(), self.building()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.map_err(Error::call("rename", self.folder().display().to_string())),
+        }?;
         remove(&self.building())
     }
 
