@@ -17,6 +17,8 @@
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`plot`] | the figures of a benchmark as a picture |
 //! | [`extent`] | how much of a fault is tried |
+//! | [`leftovers`] | what is left of a run of tests |
+//! | [`syscalls`] | a command that is traced call by call, and killed or stopped at one of them |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
 //! | [`cases`] | single frames through both, and what is expected |
@@ -46,6 +48,7 @@ pub mod haproxy;
 pub mod iperf3;
 pub mod iptables;
 pub mod kernel;
+pub mod leftovers;
 pub mod listener;
 pub mod load;
 pub mod machine;
@@ -58,6 +61,7 @@ pub mod require;
 pub mod service;
 pub mod stop;
 pub mod summary;
+pub mod syscalls;
 pub mod talk;
 pub mod tap;
 pub mod text;

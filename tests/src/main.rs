@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gate_tests::{backend, bench, bounce, demo, listener, text};
+use gate_tests::{backend, bench, bounce, demo, leftovers, listener, syscalls, text};
 use nix::unistd::Uid;
 
 /// How long `away` waits for the listener to close.
@@ -49,6 +49,10 @@ enum Command {
         #[arg(long = "for", value_parser = text::parse_duration)]
         outage: Duration,
     },
+    /// Note what there is of BPF objects, pins, processes, namespaces and mounts, or tell what is left
+    Left(leftovers::Options),
+    /// Trace a command call by call, and kill it or stop it at one of them
+    Trace(syscalls::Options),
 }
 
 #[derive(Subcommand)]
@@ -76,7 +80,7 @@ fn main() -> ExitCode {
         return NOT_ROOT.into();
     }
     match run(&command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("gate-lab: {error:#}");
             ExitCode::FAILURE
@@ -84,8 +88,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<()> {
-    match command {
+fn run(command: &Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Trace(options) => return syscalls::trace(options),
+        Command::Left(options) => leftovers::left(options),
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Daemon(options)) => bench::daemon::daemon(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
@@ -101,5 +107,6 @@ fn run(command: &Command) -> Result<()> {
             Ok(())
         }
         Command::Away { address, outage } => listener::sit_out(*address, *outage, AWAY_LIMIT),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -64,6 +64,12 @@ enum Task {
         /// Run only the tests whose names contain one of these
         filters: Vec<String>,
     },
+    /// Try all faults to their full extent (as root), and look whether anything is left; every test run
+    /// tries a little of each
+    Faults {
+        /// Try only those whose names contain one of these
+        filters: Vec<String>,
+    },
     /// Run the tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Check formatting, lints and documentation
@@ -172,6 +178,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             docs::run(&cargo::binary("debug", "gate")?)?;
         }
         Task::Test { filters } => return tests::run(&filters),
+        Task::Faults { filters } => return tests::faults(&filters),
         Task::Vm(options) => return vm::run(&options),
         Task::Lint => {
             toolchain::ensure(&Cache::open()?)?;

@@ -86,7 +86,14 @@ impl Root {
         args: &[String],
         variables: &[(&str, PathBuf)],
     ) -> anyhow::Error {
-        let mut command = match self {
+        let mut command = self.command(program, variables);
+        let error = command.args(args).exec();
+        anyhow!(error).context(format!("run {}", line(&command)))
+    }
+
+    /// The program as root, with these variables.
+    pub fn command(&self, program: &Path, variables: &[(&str, PathBuf)]) -> Command {
+        match self {
             Self::Already => {
                 let mut command = Command::new(program);
                 command.envs(variables.iter().map(|(name, value)| (name, value)));
@@ -102,9 +109,7 @@ impl Root {
                 command.arg(program);
                 command
             }
-        };
-        let error = command.args(args).exec();
-        anyhow!(error).context(format!("run {}", line(&command)))
+        }
     }
 }
 

@@ -1,20 +1,24 @@
-//! `cargo xtask test`: all tests, and one line that sums them up.
+//! `cargo xtask test`: all tests, and one line that sums them up. `cargo xtask faults`: the faults
+//! among them, each of them to its full extent.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
 use crate::cargo::{self, cargo};
-use crate::process::{Root, line};
+use crate::process::{self, Root, line};
 use crate::tally::{Tally, skipped};
 use crate::{deb, programs, toolchain};
 
 /// The package whose tests drive real traffic.
 const LIVE: &str = "--package=gate-tests";
+
+/// The variable that names the `gate` under test.
+const GATE: &str = "GATE_BIN";
 
 /// The variable that names the file into which a test writes that it can't run, and why.
 pub const SKIPS: &str = "GATE_SKIPS";
@@ -26,12 +30,24 @@ const PACKAGE: &str = "GATE_TEST_DEB";
 const NO_PACKAGE: &str = "GATE_TEST_NO_DEB";
 
 /// All but the documentation's examples, which cargo runs by themselves.
-const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
+const TARGETS: &[&str] = &["--lib", "--bins", "--tests"];
+
+/// The tests of faults.
+const FAULTS: &[&str] = &["--test=faults_*"];
+
+/// The variable that tells how much of a fault is tried.
+const EXTENT: &str = "GATE_TEST_EXTENT";
+
+/// The variable by which the processes of a run are known.
+const RUN: &str = "GATE_TEST_RUN";
+
+/// What the tests are told by their environment.
+type Variables = Vec<(&'static str, PathBuf)>;
 
 /// Runs the tests whose names contain one of `filters`, or all.
 pub fn run(filters: &[String]) -> Result<ExitCode> {
     let mut total = Tally::default();
-    match prepare() {
+    match prepare().and_then(with_package) {
         Ok(variables) => {
             let all_but_live = ["--workspace", "--exclude=gate-ebpf", "--exclude=gate-tests"];
             let units = &mut cargo_test();
@@ -44,7 +60,7 @@ pub fn run(filters: &[String]) -> Result<ExitCode> {
                 "documentation",
                 with_filters(cargo_test().args(documented), filters),
             )?;
-            total += live(filters, &variables)?;
+            total += live(TARGETS, filters, &variables)?;
             total += package(filters, &variables);
         }
         Err(error) => {
@@ -56,24 +72,80 @@ pub fn run(filters: &[String]) -> Result<ExitCode> {
     Ok(total.code())
 }
 
+/// Tries the faults whose names contain one of `filters`, or all, to their full extent, and looks
+/// whether anything is left then.
+pub fn faults(filters: &[String]) -> Result<ExitCode> {
+    let mut total = Tally::default();
+    match prepare() {
+        Ok(mut variables) => {
+            let run = format!("faults-{}", std::process::id());
+            variables.push((EXTENT, "full".into()));
+            variables.push((RUN, run.clone().into()));
+            let note = cargo::binary("debug", "left-before")?;
+            let root = Root::find()?;
+            left(&root, "--note", &note, &run)?;
+            total += live(FAULTS, filters, &variables)?;
+            total += one(
+                "nothing is left of the faults",
+                left(&root, "--since", &note, &run),
+            );
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            total += Tally::broken();
+        }
+    }
+    println!("{total}");
+    Ok(total.code())
+}
+
+/// Runs `gate-lab left`.
+fn left(root: &Root, what: &str, note: &Path, run: &str) -> Result<()> {
+    let lab = cargo::binary("debug", "gate-lab")?;
+    process::run(
+        root.command(&lab, &[])
+            .args(["left", "--run", run, what])
+            .arg(note),
+    )
+}
+
+/// Something that is looked at outside a test, as one test.
+fn one(name: &str, result: Result<()>) -> Tally {
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+    }
+    let passed = result.is_ok();
+    println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+    Tally {
+        passed: u64::from(passed),
+        failed: u64::from(!passed),
+        ..Tally::default()
+    }
+}
+
 /// Builds what the tests run, and tells where it is.
-fn prepare() -> Result<Vec<(&'static str, PathBuf)>> {
+fn prepare() -> Result<Variables> {
     let cache = Cache::open()?;
     toolchain::ensure(&cache)?;
     let mut variables = programs::ensure(&cache)?;
     variables.extend(programs::host(&cache)?);
     drop(cache);
     cargo::build(&["--package=gate-userspace", LIVE])?;
-    let gate = cargo::binary("debug", "gate")?;
+    variables.push((GATE, cargo::binary("debug", "gate")?));
+    variables.push((SKIPS, cargo::binary("debug", "skipped-tests")?));
+    Ok(variables)
+}
+
+/// Packs the package as well, where that can be done.
+fn with_package(mut variables: Variables) -> Result<Variables> {
     match deb::missing() {
-        None => variables.push((
-            PACKAGE,
-            deb::build(&gate, &cargo::binary("debian-test", "")?)?,
-        )),
+        None => {
+            let gate = cargo::binary("debug", "gate")?;
+            let package = deb::build(&gate, &cargo::binary("debian-test", "")?)?;
+            variables.push((PACKAGE, package));
+        }
         Some(missing) => variables.push((NO_PACKAGE, format!("needs {missing}").into())),
     }
-    variables.push(("GATE_BIN", gate));
-    variables.push((SKIPS, cargo::binary("debug", "skipped-tests")?));
     Ok(variables)
 }
 
@@ -85,23 +157,13 @@ fn package(filters: &[String], variables: &[(&str, PathBuf)]) -> Tally {
     let Some((_, package)) = package.filter(|_| wanted) else {
         return Tally::default();
     };
-    let linted = deb::lint(package);
-    if let Err(error) = &linted {
-        eprintln!("error: {error:#}");
-    }
-    let passed = linted.is_ok();
-    println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-    Tally {
-        passed: u64::from(passed),
-        failed: u64::from(!passed),
-        ..Tally::default()
-    }
+    one(name, deb::lint(package))
 }
 
-/// Two at a time: more would make each other's timings worse.
-fn live(filters: &[String], variables: &[(&str, PathBuf)]) -> Result<Tally> {
+/// The live tests of these targets, two at a time: more would make each other's timings worse.
+fn live(targets: &[&str], filters: &[String], variables: &[(&str, PathBuf)]) -> Result<Tally> {
     let mut test = cargo_test();
-    with_filters(test.arg(LIVE).args(TARGETS), filters).arg("--test-threads=2");
+    with_filters(test.arg(LIVE).args(targets), filters).arg("--test-threads=2");
     test.envs(variables.iter().map(|(name, value)| (name, value)));
     match Root::find() {
         Ok(Root::Already) => {}
