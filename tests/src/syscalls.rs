@@ -3,8 +3,9 @@
 //! It runs as a program of its own (`gate-lab trace`), because the kernel ties a traced process to the
 //! thread that traces it.
 
-use std::collections::HashSet;
-use std::fs;
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -39,6 +40,9 @@ pub struct Options {
     /// Count from when this file is there
     #[arg(long)]
     pub from: Option<PathBuf>,
+    /// Note which clocks it asks for; the kernel's fast way to them is hidden from it
+    #[arg(long)]
+    pub clocks: bool,
     /// The command
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
@@ -51,6 +55,8 @@ pub struct Seen {
     pub calls: Vec<u64>,
     /// Whether it came to the call that it was to be killed or stopped at.
     pub reached: bool,
+    /// The clocks that it asked for, where these were noted.
+    pub clocks: BTreeSet<i32>,
 }
 
 impl Seen {
@@ -112,6 +118,8 @@ pub struct Fate<'a> {
     pub pause: Option<Duration>,
     /// The file since which the calls are counted; none from its start.
     pub from: Option<&'a Path>,
+    /// Whether the clocks that it asks for are noted.
+    pub clocks: bool,
 }
 
 impl Fate<'_> {
@@ -145,6 +153,9 @@ impl Traced {
         }
         if let Some(from) = fate.from {
             command.arg("--from").arg(from);
+        }
+        if fate.clocks {
+            command.arg("--clocks");
         }
         command.arg("--").arg(exe::gate()?).args(args);
         Ok(Self {
@@ -216,6 +227,9 @@ impl<'a> Tracer<'a> {
             | Trace::PTRACE_O_TRACEEXEC
             | Trace::PTRACE_O_EXITKILL;
         ptrace::setoptions(leader, follow).context("set what is followed")?;
+        if options.clocks {
+            hide_fast_clocks(leader)?;
+        }
         ptrace::syscall(leader, None).context("let it go")?;
         Ok(Self {
             options,
@@ -265,9 +279,13 @@ impl<'a> Tracer<'a> {
                 return Ok(());
             }
         }
-        let Some(call) = number(thread) else {
+        let Some((call, first)) = asked(thread) else {
             return Ok(());
         };
+        if self.options.clocks && call == libc::SYS_clock_gettime.cast_unsigned() {
+            // A clockid_t is an int.
+            self.seen.clocks.insert(first as i32);
+        }
         // Among reads in a row one is like another: the kernel's types are read in thousands of them.
         let read = libc::SYS_read.cast_unsigned();
         if call == read && self.seen.calls.last() == Some(&read) {
@@ -292,11 +310,49 @@ fn is_entry(thread: Pid) -> bool {
     ptrace::syscall_info(thread).is_ok_and(|info| info.op == libc::PTRACE_SYSCALL_INFO_ENTRY)
 }
 
-/// The number of the call that a thread is about to make; none where it was killed meanwhile.
-fn number(thread: Pid) -> Option<u64> {
+/// The number of the call that a thread is about to make, and its first argument; none where it was
+/// killed meanwhile.
+fn asked(thread: Pid) -> Option<(u64, u64)> {
     let info = ptrace::syscall_info(thread).ok()?;
     // SAFETY: the kernel said that this is an entry, so it wrote this member of the union.
-    Some(unsafe { info.u.entry.nr })
+    let entry = unsafe { info.u.entry };
+    Some((entry.nr, entry.args[0]))
+}
+
+/// Hides the vDSO from a process that has not run yet, so that it asks for clocks by system calls: its
+/// place is told in the list of words (type and value) behind the environment on the stack.
+fn hide_fast_clocks(process: Pid) -> Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).context("read its maps")?;
+    let stack = maps.lines().find(|line| line.ends_with("[stack]"));
+    let bounds = stack.and_then(|line| line.split(' ').next()?.split_once('-'));
+    let (low, high) = bounds.context("it has no stack")?;
+    let bound = |text| usize::from_str_radix(text, 16).context("read its maps");
+    let (low, high) = (bound(low)?, bound(high)?);
+    let list = fs::read(format!("/proc/{process}/auxv")).context("read its auxv")?;
+    let word = size_of::<usize>();
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{process}/mem"))
+        .context("open its memory")?;
+    let mut bytes = vec![0; high - low];
+    memory
+        .read_exact_at(&mut bytes, low as u64)
+        .context("read its stack")?;
+    let is_list = |at: &usize| bytes[*at..].starts_with(&list);
+    let start = (0..bytes.len()).step_by(word).find(is_list);
+    let start = start.context("its auxv is not on its stack")?;
+    for entry in (start..start + list.len()).step_by(2 * word) {
+        let kind = libc::AT_SYSINFO_EHDR.to_ne_bytes();
+        if bytes[entry..].starts_with(&kind) {
+            let ignored = libc::AT_IGNORE.to_ne_bytes();
+            let at = (low + entry) as u64;
+            memory
+                .write_all_at(&ignored, at)
+                .context("write to its stack")?;
+        }
+    }
+    Ok(())
 }
 
 fn go_on(thread: Pid, signal: Option<Signal>) -> Result<()> {
