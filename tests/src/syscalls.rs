@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options as Trace};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -217,6 +217,11 @@ impl<'a> Tracer<'a> {
         }
         // Whoever waits for it is `run`, by its id.
         let leader = Pid::from_raw(command.spawn().context("start")?.id().cast_signed());
+        for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            // What is sent to the group is meant for the command.
+            // SAFETY: ignoring a signal runs no handler.
+            unsafe { signal(ends, SigHandler::SigIgn) }.context("ignore a signal")?;
+        }
         let first = waitpid(leader, None).context("wait for the first stop")?;
         ensure!(
             matches!(first, WaitStatus::Stopped(_, Signal::SIGTRAP)),

@@ -20,27 +20,37 @@ pub struct Calls {
     chosen: Option<Vec<usize>>,
     tried: usize,
     missed: usize,
+    reached: usize,
     began: Instant,
     what: &'static str,
 }
 
 impl Calls {
-    /// As a run to the end was seen.
+    /// All calls of a run that was seen to its end, however many the next ones make; a spread of those
+    /// that change something in a short run.
     pub fn of(what: &'static str, seen: &Seen) -> Self {
+        let chosen = Extent::wanted().pick(Some(spread(&seen.changing(), SPREAD)), None);
+        Self::new(what, seen, chosen)
+    }
+
+    /// The calls of a run that change something; in a short run so many of them.
+    pub fn of_changes(what: &'static str, seen: &Seen, short: usize) -> Self {
         let changing = seen.changing();
-        assert!(changing.len() > 20, "{what}: {seen:?}");
-        let spread = (0..SPREAD).map(|index| changing[index * (changing.len() - 1) / (SPREAD - 1)]);
-        let mut spread: Vec<usize> = spread.collect();
-        spread.dedup();
+        let chosen = Extent::wanted().pick(spread(&changing, short), changing);
+        Self::new(what, seen, Some(chosen))
+    }
+
+    fn new(what: &'static str, seen: &Seen, chosen: Option<Vec<usize>>) -> Self {
         println!(
             "{what}: {} calls, {} of them change something",
             seen.calls.len(),
-            changing.len()
+            seen.changing().len()
         );
         Self {
-            chosen: Extent::wanted().pick(Some(spread), None),
+            chosen,
             tried: 0,
             missed: 0,
+            reached: 0,
             began: Instant::now(),
             what,
         }
@@ -66,6 +76,7 @@ impl Calls {
         let code = if seen.reached { 128 + 9 } else { 0 };
         assert_eq!(output.code(), code, "{}: {output}", self.what);
         self.tried += 1;
+        self.reached += usize::from(seen.reached);
         self.missed = match seen.reached {
             true => 0,
             false => self.missed + 1,
@@ -77,11 +88,23 @@ impl Calls {
         println!(
             "{}: died at {} calls in turn, in {:.0} s",
             self.what,
-            self.tried - self.missed,
+            self.reached,
             self.began.elapsed().as_secs_f64()
         );
-        assert!(self.tried > self.missed);
+        assert!(
+            self.reached > self.tried / 2,
+            "{} of {}",
+            self.reached,
+            self.tried
+        );
     }
+}
+
+/// So many of them, from the first to the last.
+fn spread(calls: &[usize], count: usize) -> Vec<usize> {
+    assert!(calls.len() >= count, "{calls:?}");
+    let nth = |index| calls[index * (calls.len() - 1) / (count - 1)];
+    (0..count).map(nth).collect()
 }
 
 /// It ended with a code that is documented, and did not panic.
