@@ -175,6 +175,12 @@ pub enum Error {
         /// What this version has.
         expected: String,
     },
+    /// A pin of a namespace that is up is gone.
+    #[error("{path} is missing: run `gate down`, then `gate up` again")]
+    MissingPin {
+        /// The pin.
+        path: PathBuf,
+    },
     /// The lock was not to be had.
     #[error("another gate command is at work (it holds {path}): try again when it is done")]
     Locked {
@@ -445,6 +451,7 @@ impl Error {
             | Self::NoBpffs { .. }
             | Self::ForeignFolder { .. }
             | Self::OtherAbi { .. }
+            | Self::MissingPin { .. }
             | Self::Locked { .. }
             | Self::RestartUnderWay { .. }
             | Self::UnknownInterface { .. }

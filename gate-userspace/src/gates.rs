@@ -315,7 +315,7 @@ pub fn define(
             let id = tables.free_gate(lock, (endpoints, &kept(pins)?), now)?;
             // The name first: whoever dies here leaves a gate without endpoints, which the next
             // definition fills.
-            pins::make_folder(&pins.name(id, name))?;
+            pins.make_name(lock, id, name)?;
             id
         }
     };

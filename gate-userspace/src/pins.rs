@@ -191,6 +191,15 @@ impl Pins {
         self.names_folder().join(format!("{}-{name}", gate.0))
     }
 
+    /// Records that a gate has a name.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn make_name(&self, _lock: &Lock, gate: GateId, name: &GateName) -> Result<()> {
+        make_folder(&self.names_folder())?;
+        make_folder(&self.name(gate, name))
+    }
+
     /// The named gates.
     #[must_use]
     pub fn names(&self) -> BTreeMap<GateName, GateId> {

@@ -88,20 +88,40 @@ pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(
     })
 }
 
+/// Opens a map's pin.
+pub(crate) fn open_map(pins: &Pins, name: &str) -> Result<MapData> {
+    let path = pins.map(name);
+    MapData::from_pin(&path).map_err(|error| match path.exists() {
+        true => Error::aya(format!("open pin {}", path.display()))(error),
+        false => missing(pins, name),
+    })
+}
+
+/// Why a map's pin is not there: a `gate down` may have been first.
+pub(crate) fn missing(pins: &Pins, name: &str) -> Error {
+    match pins.exist() {
+        true => Error::MissingPin {
+            path: pins.map(name),
+        },
+        false => Error::NotUp,
+    }
+}
+
 impl Tables {
     /// Opens the pinned maps.
     ///
     /// # Errors
-    /// [`Error::NotUp`] where there are none, [`Error::OtherAbi`] where they differ.
+    /// [`Error::NotUp`] where there are none, [`Error::MissingPin`], [`Error::OtherAbi`] where they differ.
     pub fn open(pins: &Pins) -> Result<Self> {
         if !pins.exist() {
             pins.check_version()?;
             return Err(Error::NotUp);
         }
-        let data = |name: &str| {
-            let path = pins.map(name);
-            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
-        };
+        // Loading would make those anew that are not there, of which the attached programs know nothing.
+        if let Some(name) = MAPS.iter().find(|name| !pins.map(name).exists()) {
+            return Err(missing(pins, name));
+        }
+        let data = |name: &str| open_map(pins, name);
         let held = data("HELD")?;
         let held_max = held.info().map_err(Error::aya("map HELD"))?.max_entries();
         Ok(Self {

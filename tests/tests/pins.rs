@@ -120,7 +120,13 @@ fn a_missing_pin_is_a_failure_of_one_line_and_down_then_up_repairs_that() {
         .into_iter()
         .chain([&["status"][..], &["up", INTERFACE]])
     {
-        refused(&topology, args, 1, &[path.to_str().unwrap()]);
+        let words = [
+            path.to_str().unwrap(),
+            "missing",
+            "`gate down`",
+            "`gate up`",
+        ];
+        refused(&topology, args, 1, &words);
     }
     gate(&topology, &["down"]);
     gate(&topology, &["up", INTERFACE]);

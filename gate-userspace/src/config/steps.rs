@@ -201,7 +201,7 @@ impl<'a> Steps<'a> {
             // The name first: whoever dies here leaves a gate without endpoints, which the next
             // definition fills.
             self.undo.push(Undo::Unname(id, name.clone()));
-            pins::make_folder(&self.pins.name(id, name))?;
+            self.pins.make_name(self.lock, id, name)?;
             self.ids.insert(name.clone(), id);
         }
         let lead = tables.endpoints()?;
@@ -367,7 +367,7 @@ impl<'a> Steps<'a> {
             Undo::Temporary => pins::make_folder(&self.pins.temporary()),
             Undo::Lead(leads) => Tables::open(self.pins)?.lead_all(self.lock, &leads),
             Undo::Unname(id, name) => pins::remove(&self.pins.name(id, &name)),
-            Undo::Name(id, name) => pins::make_folder(&self.pins.name(id, &name)),
+            Undo::Name(id, name) => self.pins.make_name(self.lock, id, &name),
             Undo::Guard(guards) => {
                 Tables::open(self.pins)?.set_guards(self.lock, &guards, self.now)
             }

@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, SkStorage};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::handover::Peer;
 
-use super::{ARMED, typed};
+use super::{ARMED, open_map, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::Pins;
@@ -26,10 +26,7 @@ impl Checks {
     /// # Errors
     /// Those of the pins.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let data = |name: &str| {
-            let path = pins.map(name);
-            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
-        };
+        let data = |name: &str| open_map(pins, name);
         Ok(Self {
             armed: typed(Map::Array(data(ARMED)?), pins.map(ARMED))?,
             map: typed(Map::LruHashMap(data("CHECKS")?), pins.map("CHECKS"))?,

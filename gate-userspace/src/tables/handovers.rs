@@ -8,10 +8,10 @@ use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, SkStor
 use gate_common::flow::{EndpointKey, GateId};
 use gate_common::handover::{Alias, ListenerKey, MAX_ALIASES, MAX_SOCKETS, Split, Steered};
 
-use super::{is_full, mapped, slots, typed};
+use super::{is_full, mapped, missing, open_map, slots, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::pins::{Lock, Pins};
+use crate::pins::{self, Lock, Pins};
 use crate::sockets::Backend;
 use crate::sys;
 use crate::sys::mapping::Mapped;
@@ -44,15 +44,16 @@ impl Handovers {
     /// Opens the pinned maps; none where there never was a handover or an alias.
     ///
     /// # Errors
-    /// [`Error::OtherAbi`], and those of the kernel.
+    /// [`Error::OtherAbi`], [`Error::MissingPin`], and those of the kernel.
     pub fn open(pins: &Pins) -> Result<Option<Self>> {
-        if !MAPS.iter().all(|name| pins.map(name).exists()) {
-            return Ok(None);
+        if let Some(name) = MAPS.iter().find(|name| !pins.map(name).exists()) {
+            // Whoever dies while he makes them leaves some of them, and nothing that is attached.
+            return match pins::entries(&pins.steering()).is_empty() {
+                true => Ok(None),
+                false => Err(missing(pins, name)),
+            };
         }
-        let data = |name: &str| {
-            let path = pins.map(name);
-            MapData::from_pin(&path).map_err(Error::aya(format!("open pin {}", path.display())))
-        };
+        let data = |name: &str| open_map(pins, name);
         Ok(Some(Self {
             words: typed(Map::Array(data("HANDOVERS")?), pins.map("HANDOVERS"))?,
             mapped: OnceLock::new(),
