@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use common::{
     CONFIG, Calls, Clients, LIMIT, MS, PORT, TARGET, assert_documented, assert_none_lost,
@@ -149,7 +150,7 @@ fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
     };
     let one = gates(&["web", "db"], "open");
     let other = gates(&["web", "mail", "log"], "guard");
-    let load = Load::new(TARGET, 50, MS * 0);
+    let load = Load::new(TARGET, 50, Duration::ZERO);
     let load = load.start_endless(&topology, Side::Client).unwrap();
     let (output, seen) = reload(&topology, None, (&one, &other));
     assert_eq!(output.code(), 0, "{output}");
