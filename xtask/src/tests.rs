@@ -87,7 +87,7 @@ pub fn faults(filters: &[String]) -> Result<ExitCode> {
             total += live(FAULTS, filters, &variables)?;
             total += one(
                 "nothing is left of the faults",
-                left(&root, "--since", &note, &run),
+                &left(&root, "--since", &note, &run),
             );
         }
         Err(error) => {
@@ -110,8 +110,8 @@ fn left(root: &Root, what: &str, note: &Path, run: &str) -> Result<()> {
 }
 
 /// Something that is looked at outside a test, as one test.
-fn one(name: &str, result: Result<()>) -> Tally {
-    if let Err(error) = &result {
+fn one(name: &str, result: &Result<()>) -> Tally {
+    if let Err(error) = result {
         eprintln!("error: {error:#}");
     }
     let passed = result.is_ok();
@@ -157,7 +157,7 @@ fn package(filters: &[String], variables: &[(&str, PathBuf)]) -> Tally {
     let Some((_, package)) = package.filter(|_| wanted) else {
         return Tally::default();
     };
-    one(name, deb::lint(package))
+    one(name, &deb::lint(package))
 }
 
 /// The live tests of these targets, two at a time: more would make each other's timings worse.
