@@ -295,6 +295,15 @@ pub enum Error {
         /// The running kernel's release.
         release: String,
     },
+    /// The kernel has no memory for the maps, or the command's control group allows no more.
+    #[error(
+        "not enough memory for the data path ({text}): allow it more, or take less with \
+         `gate up --held COUNT`"
+    )]
+    NoMemory {
+        /// aya's error with all its sources.
+        text: String,
+    },
     /// Other sizes than asked for.
     #[error(
         "the table of held SYNs has room for {actual}, not {asked}: run `gate down`, then \
@@ -464,6 +473,7 @@ impl Error {
             | Self::NoDestroy { .. }
             | Self::OtherHook { .. }
             | Self::OtherSize { .. }
+            | Self::NoMemory { .. }
             | Self::Full { .. }
             | Self::Aya { .. } => exit::FAILURE,
         }

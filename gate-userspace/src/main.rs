@@ -2,6 +2,7 @@
 
 mod cli;
 mod log;
+mod memory;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -16,6 +17,9 @@ use gate_userspace::report;
 use serde_json::json;
 
 use cli::Cli;
+
+#[global_allocator]
+static MEMORY: memory::OrEnd = memory::OrEnd;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -171,23 +171,26 @@ fn load(folder: &Path, held: u32, purpose: Purpose) -> Result<Ebpf> {
 }
 
 pub(crate) fn load_error(error: aya::EbpfError) -> Error {
-    match rights_lost(&error) {
-        true => Error::Rights {
+    let code = os_error(&error);
+    match (code, Error::aya("load the data path")(error)) {
+        (Some(libc::EPERM), _) => Error::Rights {
             missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
         },
-        false => Error::aya("load the data path")(error),
+        (Some(libc::ENOMEM), Error::Aya { text, .. }) => Error::NoMemory { text },
+        (_, error) => error,
     }
 }
 
-fn rights_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+/// What the kernel said, where it said something.
+fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(io) = error.downcast_ref::<io::Error>() {
-            return io.raw_os_error() == Some(libc::EPERM);
+            return io.raw_os_error();
         }
         next = error.source();
     }
-    false
+    None
 }
 
 /// Loads the replay program with the pinned maps, private to this process.
