@@ -113,7 +113,11 @@ pub fn allowed_by(variable: &str) -> bool {
     false
 }
 
-fn skip(reason: &str) {
+/// Notes that the test can't run, for a reason of the host's that no [`Feature`] is.
+///
+/// # Panics
+/// Where it can't be noted.
+pub fn skip(reason: &str) {
     let current = thread::current();
     let test = current.name().unwrap_or("a test");
     note(&format!("SKIPPED {test}: {reason}\n")).expect("note a skipped test");
