@@ -102,7 +102,7 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
     write(&topology, CONFIG, WATCHED);
     let (output, seen) = outage(&topology, None, false);
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_changes("daemon, outage", &seen, 12);
+    let mut calls = Calls::of_changes("daemon, outage", &seen, 8);
     while let Some(call) = calls.next() {
         let (output, seen) = outage(&topology, Some(call), calls.round() % 4 == 3);
         calls.tried(&output, &seen);
@@ -154,7 +154,7 @@ fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
     let load = load.start_endless(&topology, Side::Client).unwrap();
     let (output, seen) = reload(&topology, None, (&one, &other));
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_changes("daemon, reload", &seen, 12);
+    let mut calls = Calls::of_changes("daemon, reload", &seen, 8);
     while let Some(call) = calls.next() {
         let (output, seen) = reload(&topology, Some(call), (&one, &other));
         calls.tried(&output, &seen);
