@@ -60,7 +60,7 @@ fn happen(topology: &Topology, line: &str, other: &Namespace) {
 /// It ended with a code that is documented, told in lines, and did not take longer than its lease and
 /// some patience.
 #[track_caller]
-fn assert_ends(restart: Process, what: &str) -> Output {
+fn assert_ends(restart: &Process, what: &str) -> Output {
     let output = restart.wait(Duration::from_secs(20)).unwrap();
     println!("{what}: {output}");
     assert_documented(&output);
@@ -103,7 +103,7 @@ fn whatever_goes_while_a_restart_is_under_way_it_ends_and_down_then_up_mends_it(
             };
             let client = Clients::one(&topology, TARGET);
             happen(&topology, line, &other);
-            let output = assert_ends(restart, what);
+            let output = assert_ends(&restart, what);
             assert!(output.took < Duration::from_secs(15), "{what}: {output}");
             assert_mended(&topology);
             drop(client);
