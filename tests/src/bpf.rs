@@ -51,17 +51,33 @@ pub unsafe fn object(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedF
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Loads a program of this name that answers every packet with this code. A longer name than 15
-/// bytes is cut.
+/// Loads a program of this name that answers every packet with this code.
+///
+/// # Errors
+/// As [`load`].
+pub fn answering(kind: bpf_prog_type, code: i32, name: &str) -> io::Result<OwnedFd> {
+    // mov64 r0, code; exit
+    load(
+        kind,
+        &[insn(0xb7, 0, 0, 0, code), insn(0x95, 0, 0, 0, 0)],
+        name,
+    )
+}
+
+/// One instruction (`struct bpf_insn` of linux/bpf.h): code, registers, offset, immediate.
+pub const fn insn(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
+    code as u64
+        | (to as u64) << 8
+        | (from as u64) << 12
+        | (offset.cast_unsigned() as u64) << 16
+        | (immediate.cast_unsigned() as u64) << 32
+}
+
+/// Loads a program of this name. A longer name than 15 bytes is cut.
 ///
 /// # Errors
 /// The kernel's.
-pub fn answering(kind: bpf_prog_type, code: i32, name: &str) -> io::Result<OwnedFd> {
-    // mov64 r0, code; exit (struct bpf_insn)
-    let instructions: [u64; 2] = [
-        0xb7 | u64::from(code.cast_unsigned()) << 32,
-        0x0000_0000_0000_0095,
-    ];
+pub fn load(kind: bpf_prog_type, instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
     let mut attr = attr();
     attr.__bindgen_anon_3.prog_type = kind as u32;
     attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;

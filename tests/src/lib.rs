@@ -25,6 +25,7 @@
 //! | [`differ`] | frames and tables made by chance through both |
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
+//! | [`mod@flood`] | SYNs from spoofed sources, a million a second |
 //! | [`foreign`] | BPF programs and maps that are not gate's |
 //! | [`machine`] | systemd as the first process, over a copy of the file system |
 //! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
@@ -42,6 +43,7 @@ pub mod demo;
 pub mod differ;
 pub mod exe;
 pub mod extent;
+pub mod flood;
 pub mod foreign;
 pub mod gunicorn;
 pub mod haproxy;
