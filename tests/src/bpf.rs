@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd, OwnedFd, RawFd};
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -91,6 +91,26 @@ pub fn load(kind: bpf_prog_type, instructions: &[u64], name: &str) -> io::Result
     unlimited_memory();
     // SAFETY: the instructions and the licence live through the call.
     unsafe { object(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
+}
+
+/// Runs an XDP program this often on copies of a frame, and does with each what it says
+/// (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18).
+///
+/// # Errors
+/// The kernel's.
+pub fn run_live(program: &OwnedFd, frame: &[u8], count: u32) -> io::Result<()> {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    /// Frames that the kernel makes before it hands them on.
+    const BATCH: u32 = 64;
+    let mut attr = attr();
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.repeat = count;
+    attr.test.batch_size = BATCH;
+    attr.test.flags = LIVE_FRAMES;
+    // SAFETY: the frame is as long as the attribute says, and lives through the call.
+    unsafe { call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }
 
 /// Lifts the limit on locked memory, to which programs and maps count before Linux 5.11. Where that

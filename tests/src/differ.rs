@@ -130,8 +130,10 @@ impl Differ {
         for frame in &frames {
             writeln!(text, "{}", hex(frame))?;
         }
-        let path = corpus::keep(slot, seed, &frames, &difference)?;
-        bail!("{text}kept as {}; give it a name", path.display());
+        match corpus::keep(slot.program(), seed, &frames, &difference) {
+            Ok(path) => bail!("{text}kept as {}; give it a name", path.display()),
+            Err(error) => bail!("{text}not kept: {error:#}"),
+        }
     }
 
     /// What the two do not do alike with these frames, one after another, if there is anything.

@@ -3,17 +3,16 @@
 //! frame costs its sender no socket buffer and no system call.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use aya_obj::generated::{bpf_cmd, bpf_prog_type};
+use aya_obj::generated::bpf_prog_type;
 use gate_userspace::sys;
 use nix::net::if_::if_nametoindex;
-use std::os::fd::AsFd as _;
 
 use crate::bpf::{self, insn};
 use crate::packet::Spec;
@@ -41,9 +40,6 @@ pub struct Flood {
 
 /// Frames of one turn of the loop through the kernel.
 const TURN: Duration = Duration::from_millis(10);
-
-/// Frames that the kernel makes before it hands them on.
-const BATCH: u32 = 64;
 
 /// A flood under way.
 pub struct Flooding {
@@ -98,7 +94,7 @@ impl Flood {
                 thread::sleep(TURN / 10);
                 continue;
             }
-            run(&program, &frame, now as u32)?;
+            bpf::run_live(&program, &frame, now as u32).context("make SYNs")?;
             syns += now;
         }
         Ok(Sent {
@@ -226,19 +222,4 @@ fn keep(program: &OwnedFd) -> Result<OwnedFd> {
     const GENERIC: u32 = 1 << 1;
     let loopback = if_nametoindex("lo")?;
     sys::attach_xdp(program.as_fd(), loopback, GENERIC).context("attach the flood's program")
-}
-
-fn run(program: &OwnedFd, frame: &[u8], count: u32) -> Result<()> {
-    /// `BPF_F_TEST_XDP_LIVE_FRAMES` of linux/bpf.h.
-    const LIVE_FRAMES: u32 = 1 << 1;
-    let mut attr = bpf::attr();
-    attr.test.prog_fd = program.as_raw_fd() as u32;
-    attr.test.data_in = frame.as_ptr() as u64;
-    attr.test.data_size_in = frame.len() as u32;
-    attr.test.repeat = count;
-    attr.test.batch_size = BATCH;
-    attr.test.flags = LIVE_FRAMES;
-    // SAFETY: the frame is as long as the attribute says, and lives through the call.
-    unsafe { bpf::call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.context("make SYNs")?;
-    Ok(())
 }

@@ -45,6 +45,8 @@ pub enum Feature {
     SockDestroy,
     /// Numbers by which programs know network namespaces.
     NamespaceCookie,
+    /// Test runs of XDP programs whose frames go on their way.
+    LiveFrames,
 }
 
 impl Feature {
@@ -64,6 +66,7 @@ impl Feature {
                 Some("CONFIG_INET_DIAG_DESTROY"),
             ),
             Self::NamespaceCookie => ("SO_NETNS_COOKIE", Version(5, 14), None),
+            Self::LiveFrames => ("XDP live frames", Version(5, 18), None),
         }
     }
 
@@ -78,6 +81,7 @@ impl Feature {
             Self::Nftables => probe::nftables(),
             Self::SockDestroy => Ok(sockets::can_destroy()?),
             Self::NamespaceCookie => Ok(sys::namespace_cookie()?.is_some()),
+            Self::LiveFrames => probe::live_frames(),
             Self::LinearSynTimeouts => {
                 Ok(Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists())
             }

@@ -19,6 +19,7 @@ use gate_common::abi::{Counter, DEFAULT_HELD};
 use gate_common::flow::Address;
 use gate_tests::extent::Extent;
 use gate_tests::flood::{Flood, Sent, Sources};
+use gate_tests::require::{Feature, has};
 use gate_tests::topology::{CLIENT_V4, INTERFACE, SERVER_V4, Side, Topology, server_v4};
 use gate_userspace::pins::Pins;
 use gate_userspace::sys;
@@ -200,6 +201,9 @@ fn flood_from_anywhere(hook: &str) {
 
 #[test]
 fn a_million_spoofed_syns_a_second_harm_nobody_who_is_connected_and_a_client_gets_in_after_it() {
+    if !has(Feature::LiveFrames) {
+        return;
+    }
     for hook in ["xdp", "tc-ingress"] {
         flood_from_anywhere(hook);
     }
@@ -207,6 +211,9 @@ fn a_million_spoofed_syns_a_second_harm_nobody_who_is_connected_and_a_client_get
 
 #[test]
 fn a_flood_from_one_prefix_keeps_nobody_elsewhere_from_being_held_and_let_in() {
+    if !has(Feature::LiveFrames) {
+        return;
+    }
     for hook in ["xdp", "tc-ingress"] {
         let (topology, _listener, connections) = held(hook);
         let flood = Flood {

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use gate_userspace::hooks::Slot;
 
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,26 +41,20 @@ fn unhex(line: &str) -> Result<Vec<u8>> {
         .collect()
 }
 
+/// Each file of the folder, so that they are there where the sources are not.
+const KEPT: [(&str, &str); 1] = [(
+    "v4-mapped-destination-in-ipv6",
+    include_str!("../../corpus/v4-mapped-destination-in-ipv6.hex"),
+)];
+
 /// The examples that are kept, by their names.
 pub fn read_all() -> Result<Vec<Example>> {
-    let folder = folder();
-    let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
-    let mut paths = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    paths.retain(|path| path.extension().is_some_and(|it| it == "hex"));
-    paths.sort();
-    paths.iter().map(|path| read(path)).collect()
+    KEPT.iter().map(|(name, text)| read(name, text)).collect()
 }
 
-fn read(path: &Path) -> Result<Example> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+fn read(name: &str, text: &str) -> Result<Example> {
     let mut example = Example {
-        name: path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        name: name.to_owned(),
         seed: None,
         frames: Vec::new(),
     };
@@ -69,7 +62,7 @@ fn read(path: &Path) -> Result<Example> {
         if let Some(seed) = line.strip_prefix("seed 0x") {
             example.seed = Some(u64::from_str_radix(seed, 16).context("a seed")?);
         } else if !line.is_empty() && !line.starts_with('#') {
-            let frame = unhex(line).with_context(|| path.display().to_string())?;
+            let frame = unhex(line).with_context(|| name.to_owned())?;
             example.frames.push(frame);
         }
     }
@@ -77,8 +70,8 @@ fn read(path: &Path) -> Result<Example> {
 }
 
 /// Writes a new example, and says where.
-pub(super) fn keep(slot: Slot, seed: u64, frames: &[Vec<u8>], difference: &str) -> Result<PathBuf> {
-    let path = folder().join(format!("{}-{seed:016x}.hex", slot.program()));
+pub(super) fn keep(hook: &str, seed: u64, frames: &[Vec<u8>], difference: &str) -> Result<PathBuf> {
+    let path = folder().join(format!("{hook}-{seed:016x}.hex"));
     let mut text = String::new();
     for line in difference.lines() {
         writeln!(text, "# {line}")?;
@@ -90,4 +83,29 @@ pub(super) fn keep(slot: Slot, seed: u64, frames: &[Vec<u8>], difference: &str) 
     fs::create_dir_all(folder())?;
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_among_those_that_are_kept() {
+        let entries = fs::read_dir(folder()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().path());
+        let mut names: Vec<String> = names
+            .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        assert_eq!(names, KEPT.map(|(name, _)| name));
+    }
+
+    #[test]
+    fn an_example_is_its_frames_and_its_seed() {
+        let example = read("it", "# why\nseed 0x1f\n00ff\n\n0a\n").unwrap();
+        assert_eq!(example.seed, Some(0x1f));
+        assert_eq!(example.frames, [vec![0, 0xff], vec![10]]);
+        assert_eq!(hex(&example.frames[0]), "00ff");
+        assert!(read("it", "0").is_err());
+    }
 }

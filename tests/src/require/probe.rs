@@ -6,7 +6,7 @@ use std::panic::resume_unwind;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use aya_obj::generated::{bpf_attach_type, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, unshare};
@@ -23,6 +23,19 @@ pub(super) fn tcx() -> Result<bool> {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error).context("ask for the programs at a TCX hook"),
+    }
+}
+
+/// Runs a program that drops its one frame.
+pub(super) fn live_frames() -> Result<bool> {
+    /// Of `enum xdp_action` of linux/bpf.h.
+    const DROP: i32 = 1;
+    let program = bpf::answering(bpf_prog_type::BPF_PROG_TYPE_XDP, DROP, "probe");
+    let program = program.context("load a program")?;
+    match bpf::run_live(&program, &[0; 64], 1) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error).context("run live frames"),
     }
 }
 
