@@ -1,10 +1,11 @@
 //! A small HTTP/1.1 backend that stops the way a good one does.
 //!
 //! On SIGTERM it takes what waits in its accept queue, closes its listeners, finishes every
-//! connection it has accepted, and exits.
+//! connection it has accepted, and exits. `/source` tells a client the address that it comes from.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,9 @@ pub struct Options {
     /// Let others listen on the same addresses (SO_REUSEPORT)
     #[arg(long)]
     pub reuse_port: bool,
+    /// Take the listening socket from this open file, instead of making one
+    #[arg(long, value_name = "FD")]
+    pub inherit: Option<RawFd>,
     /// File to write the process id to, once it listens
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
@@ -58,6 +62,7 @@ impl Options {
             service_time: Duration::ZERO,
             name: "ok".to_owned(),
             reuse_port: false,
+            inherit: None,
             pid_file: None,
         }
     }
@@ -71,6 +76,9 @@ impl Options {
         args.extend(["--name".to_owned(), self.name.clone()]);
         if self.reuse_port {
             args.push("--reuse-port".to_owned());
+        }
+        if let Some(fd) = self.inherit {
+            args.extend(["--inherit".to_owned(), fd.to_string()]);
         }
         if let Some(path) = &self.pid_file {
             args.extend(["--pid-file".to_owned(), path.display().to_string()]);
@@ -91,8 +99,14 @@ pub fn serve(options: &Options) -> Result<()> {
 
 /// Lets this process have as many files open as the machine allows.
 pub(crate) fn raise_file_limit() -> Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;
+    let hard = most_files()?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit(RLIMIT_NOFILE)")
+}
+
+/// How many files a process may have open on this machine.
+pub(crate) fn most_files() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;
+    Ok(hard)
 }
 
 async fn run(options: &Options) -> Result<()> {
@@ -105,7 +119,10 @@ async fn run(options: &Options) -> Result<()> {
     });
     let mut acceptors = JoinSet::new();
     for &address in &options.listen {
-        let listener = listen(address, options).with_context(|| format!("listen on {address}"))?;
+        let listener = match options.inherit {
+            None => listen(address, options).with_context(|| format!("listen on {address}"))?,
+            Some(fd) => inherited(fd).with_context(|| format!("take the listener {fd}"))?,
+        };
         acceptors.spawn(accept(listener, Arc::clone(&service), stopping.clone()));
     }
     if let Some(path) = &options.pid_file {
@@ -137,6 +154,15 @@ fn listen(address: SocketAddr, options: &Options) -> io::Result<TcpListener> {
     socket.set_reuseport(options.reuse_port)?;
     socket.bind(address)?;
     socket.listen(options.backlog)
+}
+
+/// A listener that the parent opened, and keeps.
+fn inherited(fd: RawFd) -> io::Result<TcpListener> {
+    // SAFETY: the parent passed this file on for the life of the process, and nobody here closes it.
+    let given = unsafe { BorrowedFd::borrow_raw(fd) };
+    let listener = std::net::TcpListener::from(given.try_clone_to_owned()?);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Accepts until told to stop, then empties the accept queue and closes the listener. Returns the
@@ -198,9 +224,11 @@ async fn converse(
         }
         let (status, last) = answer(&head);
         let last = last || *stopping.borrow();
-        stream
-            .write_all(response(status, &service.name, last).as_bytes())
-            .await?;
+        let response = match head.starts_with("GET /source ") {
+            true => response(status, &stream.peer_addr()?.ip().to_string(), last),
+            false => response(status, &service.name, last),
+        };
+        stream.write_all(response.as_bytes()).await?;
         if last {
             return stream.shutdown().await;
         }
@@ -245,7 +273,7 @@ fn answer(head: &str) -> (&'static str, bool) {
             name.eq_ignore_ascii_case("connection") && value.trim().eq_ignore_ascii_case("close")
         });
     match words[..] {
-        ["GET", "/" | "/healthz", "HTTP/1.1"] => ("200 OK", close),
+        ["GET", "/" | "/healthz" | "/source", "HTTP/1.1"] => ("200 OK", close),
         ["GET", _, "HTTP/1.1"] => ("404 Not Found", close),
         // What isn't a GET of today may have a body, and that is not read.
         _ => ("400 Bad Request", true),
@@ -292,6 +320,7 @@ mod tests {
             service_time: Duration::from_millis(5),
             name: "b".to_owned(),
             reuse_port: true,
+            inherit: Some(7),
             pid_file: Some("/run/pid".into()),
         };
         let args = ["backend".to_owned()].into_iter().chain(options.to_args());

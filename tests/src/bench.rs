@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod endurance;
 pub mod handover;
+pub mod nginx;
 pub mod path;
 pub mod recipes;
 pub mod record;

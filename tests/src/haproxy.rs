@@ -81,6 +81,23 @@ impl<'a> HaProxy<'a> {
         Self::start_with(topology, place, release, listen, defaults, &backend)
     }
 
+    /// Starts one with room for so many connections, and these lines in the sections `defaults` and
+    /// `backend app`.
+    pub fn start_sized(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        release: Release,
+        listen: SocketAddr,
+        connections: u32,
+        defaults: &str,
+        backend: &str,
+    ) -> Result<Self> {
+        let text = |socket: &Path| {
+            configuration(socket, listen, connections, connections, defaults, backend)
+        };
+        Self::launch(topology, place.into(), release, listen, text)
+    }
+
     /// As [`start`](Self::start), with these lines in the sections `defaults` and `backend app`.
     pub fn start_with(
         topology: &'a Topology,
@@ -90,10 +107,20 @@ impl<'a> HaProxy<'a> {
         defaults: &str,
         backend: &str,
     ) -> Result<Self> {
-        let place = place.into();
+        let text = |socket: &Path| configuration(socket, listen, 4_000, 3_000, defaults, backend);
+        Self::launch(topology, place.into(), release, listen, text)
+    }
+
+    fn launch(
+        topology: &'a Topology,
+        place: Place,
+        release: Release,
+        listen: SocketAddr,
+        text: impl Fn(&Path) -> String,
+    ) -> Result<Self> {
         let folder = Path::new(SCRATCH).join("haproxy");
         let (file, socket) = (folder.join("haproxy.cfg"), folder.join("admin.sock"));
-        let text = configuration(&socket, listen, defaults, backend);
+        let text = text(&socket);
         topology.run(place.clone(), || {
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("create {}", folder.display()))?;
@@ -191,11 +218,18 @@ fn balanced(servers: &[SocketAddr]) -> String {
 }
 
 /// HAProxy's documentation calls these timeouts usual.
-fn configuration(socket: &Path, listen: SocketAddr, defaults: &str, backend: &str) -> String {
+fn configuration(
+    socket: &Path,
+    listen: SocketAddr,
+    whole: u32,
+    frontend: u32,
+    defaults: &str,
+    backend: &str,
+) -> String {
     format!(
         "global\n    \
              stats socket {} mode 600 level admin\n    \
-             maxconn 4000\n\
+             maxconn {whole}\n\
          defaults\n    \
              mode http\n    \
              timeout connect 20s\n    \
@@ -204,7 +238,7 @@ fn configuration(socket: &Path, listen: SocketAddr, defaults: &str, backend: &st
          {defaults}\
          frontend web\n    \
              bind {listen}\n    \
-             maxconn 3000\n    \
+             maxconn {frontend}\n    \
              default_backend app\n\
          backend app\n\
          {backend}",

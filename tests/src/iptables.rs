@@ -38,6 +38,55 @@ impl<'a> Iptables<'a> {
         Ok(rules)
     }
 
+    /// Drops the SYNs that come in on an interface of this place for a port.
+    pub fn drop_syns(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        interface: &str,
+        port: u16,
+    ) -> Result<Self> {
+        Self::judge_syns(topology, place, interface, port, "DROP")
+    }
+
+    /// Has a program at the queue `number` decide on them.
+    pub fn queue_syns(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        interface: &str,
+        port: u16,
+        number: u16,
+    ) -> Result<Self> {
+        let target = format!("NFQUEUE --queue-num {number}");
+        Self::judge_syns(topology, place, interface, port, &target)
+    }
+
+    fn judge_syns(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        interface: &str,
+        port: u16,
+        target: &str,
+    ) -> Result<Self> {
+        let rules = Self {
+            topology,
+            place: place.into(),
+        };
+        rules.run(&format!(
+            "-A INPUT -i {interface} -p tcp -m tcp --dport {port} --syn -j {target}"
+        ))?;
+        Ok(rules)
+    }
+
+    /// The packets that the rules of `INPUT` met.
+    pub fn packets(&self) -> Result<u64> {
+        let list = self.run("-L INPUT -v -x -n")?;
+        // Two lines of headings, then a rule a line, its packets first.
+        let rules = list.lines().skip(2);
+        Ok(rules
+            .filter_map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok())
+            .sum())
+    }
+
     /// Has what comes to port `from` of this place answered by port `to`.
     pub fn forward(
         topology: &'a Topology,
@@ -47,21 +96,24 @@ impl<'a> Iptables<'a> {
     ) -> Result<()> {
         let place = place.into();
         let rule = format!("-p tcp -m tcp --dport {from} -j REDIRECT --to-ports {to}");
-        Self { topology, place }.run(&format!("-t nat -A PREROUTING {rule}"))
+        Self { topology, place }.run(&format!("-t nat -A PREROUTING {rule}"))?;
+        Ok(())
     }
 
     /// Removes what [`forward`](Self::forward) did. Connections that there are go on.
     pub fn stop_forwarding(topology: &'a Topology, place: impl Into<Place>) -> Result<()> {
         let place = place.into();
-        Self { topology, place }.run("-t nat -F")
+        Self { topology, place }.run("-t nat -F")?;
+        Ok(())
     }
 
     /// Removes all rules.
     pub fn flush(self) -> Result<()> {
-        self.run("-F")
+        self.run("-F")?;
+        Ok(())
     }
 
-    fn run(&self, words: &str) -> Result<()> {
+    fn run(&self, words: &str) -> Result<String> {
         let mut command = Command::new(exe::foreign("iptables", IPTABLES)?);
         if let Some(folders) = std::env::var_os(IPTABLES_LIBS) {
             let extensions = std::env::split_paths(&folders)
@@ -74,9 +126,10 @@ impl<'a> Iptables<'a> {
         }
         // The link's target is one program for several commands; its first word tells which.
         command.arg("iptables").args(words.split(' '));
-        self.topology
+        let output = self
+            .topology
             .output(self.place.clone(), &mut command, LIMIT)?
             .ok()?;
-        Ok(())
+        Ok(output.stdout)
     }
 }

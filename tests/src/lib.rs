@@ -9,6 +9,7 @@
 //! | [`mod@recipes`] | what happens in the recipes, with them |
 //! | [`iptables`] | what people do without Gate |
 //! | [`nft`] | a firewall, and what it counts |
+//! | [`nfqueue`] | a program that holds the SYNs of such a firewall |
 //! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
 //! | [`visit`] | one request with a name and cookies, and the whole answer |
@@ -54,6 +55,7 @@ pub mod leftovers;
 pub mod listener;
 pub mod load;
 pub mod machine;
+pub mod nfqueue;
 pub mod nft;
 pub mod nginx;
 pub mod packet;

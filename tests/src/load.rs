@@ -4,6 +4,7 @@
 //! generator got round to it. So a stall shows in every request that was due during it.
 
 mod alarm;
+mod parts;
 
 use std::fmt;
 use std::future::Future;
@@ -23,6 +24,7 @@ use tokio::time::timeout_at;
 use crate::backend::raise_file_limit;
 use crate::topology::{Place, Side, Topology};
 use alarm::Alarm;
+pub use parts::Parts;
 
 /// From starting the generator to the first arrival: enough to be ready for it.
 const LEAD: Duration = Duration::from_millis(50);

@@ -66,6 +66,8 @@ enum Bench {
     /// What a handover costs: connections, time, throughput, connect(2)
     Handover(bench::handover::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
+    Nginx(bench::nginx::Options),
+    /// What each way to restart a backend adds to its outage, side by side
     Restart(bench::restart::Options),
     /// What clients of real software see, with a gate and without
     Recipes(bench::recipes::Options),
@@ -97,6 +99,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
         Command::Bench(Bench::Handover(options)) => bench::handover::handover(options),
+        Command::Bench(Bench::Nginx(options)) => bench::nginx::nginx(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
         Command::Bench(Bench::Recipes(options)) => bench::recipes::recipes(options),
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),

@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
+use gate_tests::bench::nginx::once_over;
 use gate_tests::bench::path::Path;
-use gate_tests::bench::restart::once_over;
 use gate_tests::bench::throughput::{self, By, What, measure};
 use gate_tests::require::{Feature, has};
 use serde_json::Value;

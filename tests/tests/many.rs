@@ -179,7 +179,7 @@ fn assert_nothing_lost(requests: &[Request]) {
 
 #[test]
 fn nginx_is_restarted_under_load_and_no_client_sees_it() {
-    let summary = bench::restart::once(MS * 300, 200).unwrap();
+    let summary = bench::nginx::once(MS * 300, 200).unwrap();
     assert!(summary.requests > 400, "{summary:?}");
     assert_eq!(summary.lost(), 0, "{}", summary.errors_in_words());
     assert!(summary.outage >= MS * 299, "{summary:?}");

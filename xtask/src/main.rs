@@ -103,6 +103,12 @@ enum Bench {
         args: Vec<String>,
     },
     /// How much later than its outage the latest request is when nginx restarts
+    Nginx {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// What a restart adds to the backend's outage: gate and other ways, side by side
     Restart {
         /// Arguments for the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -159,9 +165,13 @@ fn perform(task: Task) -> Result<ExitCode> {
             let programs = [programs::nginx(&cache)?, programs::iperf3(&cache)?].concat();
             return lab(&["bench", "handover"], args, programs);
         }
-        Task::Bench(Bench::Restart { args }) => {
+        Task::Bench(Bench::Nginx { args }) => {
             let nginx = programs::nginx(&Cache::open()?)?;
-            return lab(&["bench", "restart"], args, nginx);
+            return lab(&["bench", "nginx"], args, nginx);
+        }
+        Task::Bench(Bench::Restart { args }) => {
+            let programs = programs::restart(&Cache::open()?)?;
+            return lab(&["bench", "restart"], args, programs);
         }
         Task::Bench(Bench::Recipes { args }) => {
             let programs = programs::recipes(&Cache::open()?)?;

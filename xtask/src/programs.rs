@@ -174,7 +174,10 @@ const IPTABLES: Program = Program {
 
 /// The variables that tell the tests which programs to run.
 pub fn ensure(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
-    all(cache, &[NGINX, NFT, APACHE, HAPROXY, GUNICORN])
+    all(
+        cache,
+        &[NGINX, NFT, IPTABLES, APACHE, HAPROXY, HAPROXY_3, GUNICORN],
+    )
 }
 
 /// Those for the tests of what is no matter of the kernel's: the manual and the package.
@@ -235,6 +238,11 @@ pub fn recipes(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
         cache,
         &[NGINX, APACHE, HAPROXY, HAPROXY_3, GUNICORN, IPTABLES],
     )
+}
+
+/// Those for the ways to restart a backend that gate is compared with.
+pub fn restart(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(cache, &[NFT, IPTABLES, HAPROXY, HAPROXY_3])
 }
 
 fn all(cache: &Cache, programs: &[Program]) -> Result<Vec<(&'static str, PathBuf)>> {

@@ -1,164 +1,144 @@
-//! A real nginx is restarted under load, and the latest request is compared with the outage.
+//! The same restart under the same load by every way there is, side by side.
 //!
-//! Over veth the clients ask it themselves. Over loopback they ask a second nginx on the same host,
-//! a reverse proxy that makes a new connection for each request, and the gate is on `lo`.
+//! Open loop: new connections come at a fixed rate, whatever becomes of those before, and a
+//! request's time counts from when it was due. All ways restart the same backend, the lab's own: it
+//! can inherit its listening socket, which no peer's server of the kind does alike, it takes 5 ms
+//! for each request at any number of them at once, so that not its queue is measured, and it tells
+//! which source address it sees.
 
-use std::process::Command;
-use std::thread::sleep;
+mod figures;
+mod firewall;
+mod gates;
+mod proxy;
+mod report;
+mod rig;
+mod run;
+mod shaper;
+mod sockets;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::json;
 
-use super::path::Path;
-use crate::listener::Watch;
-use crate::load::{Load, Request};
-use crate::nginx::{Nginx, PORT, PROXY, UPSTREAM};
-use crate::summary::Summary;
+pub use figures::{Figures, Latency, Restart, Way};
+pub use rig::{ALL, Claim, Rig, find};
+pub use run::{Case, Seen, run};
+
+use super::record::{Raw, render, save};
 use crate::text::{duration, parse_duration};
-use crate::topology::{Side, Topology, server_v4};
+use crate::topology::Topology;
 
 /// The command line of `gate-lab bench restart`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// What is between the clients and nginx: a cable, or loopback and a reverse proxy
-    #[arg(long, value_enum, default_value_t = Path::Veth)]
-    pub path: Path,
-    /// How long nginx is away; can be given more than once
-    #[arg(long, default_values = ["300ms", "2s"], value_parser = parse_duration)]
+    /// Only this way; can be given more than once
+    #[arg(long, value_parser = |name: &str| find(name).map(|rig| rig.name))]
+    pub way: Vec<&'static str>,
+    /// New connections a second; can be given more than once
+    #[arg(long, default_values_t = [200, 2_000], value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Vec<u32>,
+    /// How long the backend is away; can be given more than once
+    #[arg(long, default_values = ["300ms", "2s", "10s"], value_parser = parse_duration)]
     pub outage: Vec<Duration>,
-    /// New connections a second
-    #[arg(long, default_value_t = 200)]
-    pub rate: u32,
-    /// Restarts for each outage; the median counts
-    #[arg(long, default_value_t = 3)]
-    pub rounds: u32,
-    /// Print JSON
+    /// Restarts by each way for each rate and outage [default: 3, and 1 where it takes long]
+    #[arg(long)]
+    pub rounds: Option<u32>,
+    /// Print the raw figures as JSON
     #[arg(long)]
     pub json: bool,
+    /// Write the raw figures into this folder, restart.json, and the plots
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
 }
 
-/// From the load's start to the restart.
-const CALM: Duration = Duration::from_secs(1);
-/// From the end of the outage to the load's end.
-const REST: Duration = Duration::from_secs(1);
-/// What a restart may take beyond the outage.
-const LIMIT: Duration = Duration::from_secs(20);
+/// What each way is tried with before it is measured.
+const TRIAL: Case = Case {
+    rate: 50,
+    outage: Duration::from_millis(300),
+};
+/// From this outage on there is one round, but for those that are set against each other.
+const LONG: Duration = Duration::from_secs(5);
 
-/// Restarts nginx behind a holding gate and prints what that added to the outage.
+impl Options {
+    fn rounds(&self, rig: &Rig, outage: Duration) -> u32 {
+        let is_one_of_two = [rig::FLOOR, rig::HOLD].contains(&rig.name);
+        let usual = if outage < LONG || is_one_of_two { 3 } else { 1 };
+        self.rounds.unwrap_or(usual)
+    }
+}
+
+/// Makes the restarts and prints what came of them.
 pub fn restart(options: &Options) -> Result<()> {
-    let mut rows = Vec::new();
-    for &outage in &options.outage {
-        let mut runs = Vec::new();
-        for _ in 0..options.rounds.max(1) {
-            runs.push(once_over(options.path, outage, options.rate)?);
+    let wanted = |rig: &&Rig| options.way.is_empty() || options.way.contains(&rig.name);
+    let mut figures = Figures::default();
+    let mut rigs = Vec::new();
+    for rig in ALL.iter().filter(wanted) {
+        let absent = try_out(rig)?;
+        match &absent {
+            None => rigs.push(rig),
+            Some(why) => eprintln!("{}: {why}", rig.title),
         }
-        runs.sort_by_key(|run| run.summary.added());
-        let calm = runs.iter().filter_map(|run| run.calm).max();
-        let runs: Vec<Summary> = runs.into_iter().map(|run| run.summary).collect();
-        let median = runs[runs.len() / 2].clone();
-        let lost: usize = runs.iter().map(Summary::lost).sum();
-        if !options.json {
-            let ms = |time: Option<Duration>| time.map_or(f64::NAN, |t| t.as_secs_f64() * 1e3);
-            let added: Vec<String> = runs
-                .iter()
-                .map(|run| format!("{:.1}", ms(run.added())))
-                .collect();
-            println!(
-                "outage {}: {} requests a run, {lost} failed, latest {:.1} ms later than the \
-                 outage (median; all: {} ms); before it, none took more than {:.1} ms",
-                duration(outage),
-                median.requests,
-                ms(median.added()),
-                added.join(", "),
-                ms(calm),
-            );
+        figures.ways.push(Way::new(rig, absent));
+    }
+    for &rate in &options.rate {
+        for &outage in &options.outage {
+            measure(options, Case { rate, outage }, &rigs, &mut figures);
+            if let Some(folder) = &options.out {
+                save(folder, &figures)?;
+            }
         }
-        rows.push(json!({
-            "outage": duration(outage),
-            "failed": lost,
-            "calm_max_ms": calm.map(|time| time.as_secs_f64() * 1e3),
-            "median": median.to_json(),
-            "runs": runs.iter().map(Summary::to_json).collect::<Vec<_>>(),
-        }));
+    }
+    if let Some(folder) = &options.out {
+        render::<Figures>(folder)?;
     }
     if options.json {
-        let path = options.path.name();
-        println!("{}", json!({ "version": 1, "path": path, "restart": rows }));
+        let json = serde_json::to_string(&figures).context("make JSON of the figures")?;
+        println!("{json}");
+    } else {
+        print!("{}", figures.report().text);
     }
     Ok(())
 }
 
-/// One restart under load over veth, in a topology of its own.
-pub fn once(outage: Duration, rate: u32) -> Result<Summary> {
-    Ok(once_over(Path::Veth, outage, rate)?.summary)
-}
-
-/// One restart under load.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// What it came to.
-    pub summary: Summary,
-    /// The longest that a request took which was due well before the restart: what the machine
-    /// does to any of them.
-    pub calm: Option<Duration>,
-}
-
-/// One restart under load, in a topology of its own.
-pub fn once_over(path: Path, outage: Duration, rate: u32) -> Result<Run> {
-    let topology = Topology::new()?;
-    let nginx = Nginx::start(&topology)?;
-    let (target, endpoint) = match path {
-        Path::Veth => (server_v4(PORT), server_v4(PORT)),
-        Path::Loopback => {
-            Nginx::start_proxy(&topology)?;
-            (PROXY, UPSTREAM)
+/// All restarts with one load and outage, way by way in each round, so that whatever else the
+/// machine does meets all of them.
+fn measure(options: &Options, case: Case, rigs: &[&Rig], figures: &mut Figures) {
+    let rounds = |rig: &&&Rig| options.rounds(rig, case.outage);
+    for round in 0..rigs.iter().map(|rig| rounds(&rig)).max().unwrap_or(0) {
+        for rig in rigs.iter().filter(|rig| round < rounds(rig)) {
+            let title = format!(
+                "{}/s, outage {}, round {}: {}",
+                case.rate,
+                duration(case.outage),
+                round + 1,
+                rig.title
+            );
+            match run(rig, case) {
+                Ok(seen) => {
+                    let restart = Restart::new(rig, case, round, &seen);
+                    eprintln!("{title}: {}", report::line(&restart));
+                    figures.restarts.push(restart);
+                }
+                Err(error) => {
+                    eprintln!("{title}: {error:#}");
+                    figures.failures.push(format!("{title}: {error:#}"));
+                }
+            }
         }
-    };
-    topology.gate(["up", path.interface()])?.ok()?;
-    let watch = Watch::start(&topology, endpoint)?;
-    let load = Load::new(target, rate, CALM + outage + REST).start_at(&topology, path.client())?;
-    sleep(CALM);
-    let check = format!("http://{endpoint}/healthz");
-    let words = nginx.restart_command(outage)?;
-    let mut command = Command::new(crate::exe::gate()?);
-    command
-        .args(["restart", &endpoint.to_string(), "--check", &check, "--"])
-        .args(words);
-    topology
-        .output(Side::Server, &mut command, outage + LIMIT)?
-        .ok()?;
-    let requests = load.finish()?;
-    let gaps = watch.finish()?;
-    let gap = gaps.first().context("nginx was never away")?;
-    ensure!(gaps.len() == 1, "nginx was away {} times", gaps.len());
-    Ok(Run {
-        summary: Summary::new(&requests, gap.length()),
-        calm: calm(&requests),
-    })
-}
-
-fn calm(requests: &[Request]) -> Option<Duration> {
-    let before = requests.iter().filter(|request| request.at < CALM / 2);
-    before.map(|request| request.latency).max()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::load::Outcome;
-
-    #[test]
-    fn what_is_due_before_the_restart_is_calm() {
-        let ms = Duration::from_millis;
-        let request = |(at, latency)| Request {
-            at: ms(at),
-            latency: ms(latency),
-            outcome: Outcome::Ok,
-        };
-        let requests = [(0, 2), (100, 3), (499, 1), (990, 310)].map(request);
-        assert_eq!(calm(&requests), Some(ms(3)));
-        assert_eq!(calm(&[]), None);
     }
+}
+
+/// Makes sure that a way does what is claimed of it; else, why it is left out. A machine that was
+/// busy gets a second try.
+fn try_out(rig: &Rig) -> Result<Option<String>> {
+    if let Some(why) = (rig.absent)(&Topology::new()?)? {
+        return Ok(Some(why));
+    }
+    let check = || run(rig, TRIAL)?.check(rig.claim);
+    Ok(check()
+        .or_else(|_| check())
+        .err()
+        .map(|error| format!("its check failed: {error:#}")))
 }
