@@ -32,6 +32,7 @@ pub mod interfaces;
 pub mod listens;
 pub mod logging;
 pub mod metrics;
+pub mod nap;
 pub mod netdev;
 pub mod netlink;
 pub mod notify;

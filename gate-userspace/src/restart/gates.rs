@@ -1,12 +1,10 @@
 //! Closes the gates of a restart, and lets go of them at its end.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use gate_common::abi::GateStats;
 use gate_common::flow::GateId;
 use gate_common::state::{BootTime, Closed, StateWord};
-use tokio::time::sleep;
 
 use super::draining::Draining;
 use super::driver::Request;
@@ -218,7 +216,7 @@ pub(super) async fn open(
             Ok(Step::Wait(pause)) => tokio::select! {
                 biased;
                 _ = signals.next() => release.hurry(),
-                () = rest(pause) => {}
+                () = nap(pause) => {}
             },
             Ok(Step::Done(released)) => {
                 opened.released = released;
@@ -249,14 +247,6 @@ pub(super) fn renew_aliases(pins: &Pins, held: &[Held]) -> Option<String> {
         // A `gate down` was first.
         Err(Error::NotUp) => None,
         Err(error) => Some(format!("the status ports may refuse: {error}")),
-    }
-}
-
-/// Sleeps; also where there is no time to, whatever has come is seen.
-async fn rest(pause: Duration) {
-    match pause.is_zero() {
-        true => tokio::task::yield_now().await,
-        false => sleep(pause).await,
     }
 }
 

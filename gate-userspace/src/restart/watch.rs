@@ -4,16 +4,18 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use crate::endpoint::Endpoint;
 use crate::health::{Checker, Passes};
+use crate::nap::nap;
 use crate::sockets;
 
-/// Between a failed check and the next: what is held waits for this, too.
-const POLL: Duration = Duration::from_millis(1);
+/// Between a failed check and the next, at first and later: what is held waits for this, too. In
+/// between it is a part of the time that the backend has taken already.
+const POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(1));
 
 /// Between a failed command check and the next: a fork costs more than a connection.
 const EXEC_POLL: Duration = Duration::from_millis(20);
@@ -75,6 +77,7 @@ pub(super) struct Health {
 /// is asked for.
 pub(super) fn watch(health: Health) -> Watch {
     Box::pin(async move {
+        let began = Instant::now();
         let mut passed = 0;
         while passed < health.rise {
             match health.round().await {
@@ -87,29 +90,34 @@ pub(super) fn watch(health: Health) -> Watch {
                 Err((failure, pause)) => {
                     passed = 0;
                     health.last.set(failure);
-                    sleep(pause).await;
+                    nap(pause.unwrap_or_else(|| poll(began.elapsed()))).await;
                 }
             }
         }
     })
 }
 
+/// The pause after so much time.
+fn poll(elapsed: Duration) -> Duration {
+    (elapsed / 20).clamp(POLL.0, POLL.1)
+}
+
 impl Health {
-    /// Looks at everything once; why it failed, and when to look again.
-    async fn round(&self) -> Result<(), (String, Duration)> {
+    /// Looks at everything once; why it failed, and when to look again where that is not the usual.
+    async fn round(&self) -> Result<(), (String, Option<Duration>)> {
         for endpoint in &self.must_listen {
             if sockets::listeners(*endpoint).is_ok_and(|listeners| listeners == 0)
                 && !self.is_published(*endpoint).await
             {
-                return Err((nothing_listens(*endpoint), POLL));
+                return Err((nothing_listens(*endpoint), None));
             }
         }
-        (self.renew)().map_err(|failure| (failure, POLL))?;
+        (self.renew)().map_err(|failure| (failure, None))?;
         for checker in &self.checks {
             let check = checker.check();
             let pause = match check.starts_a_process() {
-                true => EXEC_POLL,
-                false => POLL,
+                true => Some(EXEC_POLL),
+                false => None,
             };
             if let Err(failure) = checker.run().await {
                 return Err((format!("{check}: {failure}"), pause));
