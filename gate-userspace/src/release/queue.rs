@@ -14,10 +14,14 @@ use crate::endpoint::{Endpoint, ip};
 use crate::error::Result;
 use crate::interfaces::LOOPBACK;
 use crate::routes::{self, Route};
+use crate::sockets;
 use crate::tables::Tables;
 
 /// Between two looks at all that is held, while some of it waits for its turn.
 pub(super) const SWEEP: Duration = Duration::from_millis(20);
+
+/// Fewer addresses than these are looked up for all that goes to them.
+const FEW: usize = 8;
 
 impl Release {
     /// Queues what is held and was not seen before.
@@ -96,7 +100,7 @@ impl Release {
 
     pub(super) fn assign(&mut self, entries: &[Entry]) {
         let ends: Vec<Ends> = entries.iter().filter_map(|entry| entry.ends).collect();
-        let mut found = self.listeners(&ends).into_iter();
+        let mut found = self.listeners_of_many(&ends).into_iter();
         for entry in entries {
             let taker = match (entry.ends, entry.ends.and_then(|_| found.next())) {
                 (Some(ends), Some(Some((cookie, _)))) => {
@@ -129,6 +133,35 @@ impl Release {
             }
             None => Vec::new(),
         }
+    }
+
+    /// As [`listeners`](Self::listeners). Where one socket alone takes all that comes to an address,
+    /// one flow is looked up for all: a look-up costs more than an injection.
+    fn listeners_of_many(&mut self, ends: &[Ends]) -> Vec<Option<(Cookie, Queue)>> {
+        let mut firsts: Vec<Ends> = Vec::new();
+        let first_of = |firsts: &[Ends], ends: &Ends| {
+            let goes_there =
+                |first: &Ends| (first.local, first.ifindex) == (ends.local, ends.ifindex);
+            firsts.iter().position(goes_there)
+        };
+        for ends in ends {
+            if first_of(&firsts, ends).is_none() {
+                firsts.push(*ends);
+            }
+        }
+        if firsts.len() >= FEW.min(ends.len()) {
+            return self.listeners(ends);
+        }
+        let found = self.listeners(&firsts);
+        let are_alone = firsts.len() == found.len()
+            && firsts.iter().zip(&found).all(|(first, found)| {
+                found.is_some_and(|(cookie, _)| is_alone(first.local, cookie))
+            });
+        if !are_alone {
+            return self.listeners(ends);
+        }
+        let taker = |ends| first_of(&firsts, ends).and_then(|at| found[at]);
+        ends.iter().map(taker).collect()
     }
 
     fn is_guarded(&self, id: GateId) -> bool {
@@ -185,6 +218,18 @@ impl Release {
             self.pacer.look(taker, *queue, now);
         }
     }
+}
+
+/// Whether this socket gets all SYNs for a local address: no other shares it (`SO_REUSEPORT`), and no
+/// program chooses another (`sk_lookup`), for that would show in the flow that was looked up.
+fn is_alone(local: SocketAddr, cookie: Cookie) -> bool {
+    let endpoint = Endpoint {
+        address: Some(local.ip()),
+        port: local.port(),
+    };
+    let all = sockets::listeners_on(Some(local.port())).unwrap_or_default();
+    let reached = sockets::reached(&all, endpoint);
+    matches!(reached[..], [ref one] if one.cookie.to_ne_bytes() == cookie.0)
 }
 
 /// Whether the flow goes to the endpoint.
