@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{MS, ROOT, up};
+use common::{MS, ROOT, gate, up};
 use gate_tests::foreign;
 use gate_tests::leftovers::{RUN, left_since, there};
-use gate_tests::topology::{SCRATCH, Side, Topology};
+use gate_tests::topology::{INTERFACE, SCRATCH, Side, Topology};
 use nix::mount::{MsFlags, mount};
 
 /// What is left within a moment, of that which has this in its line.
@@ -32,7 +32,9 @@ fn objects_that_outlive_a_run_are_told() {
     let late = left_since(&before, "none", Duration::from_secs(10)).unwrap();
     assert!(!late.iter().any(|it| it.contains(name)), "{late:?}");
 
-    let topology = up();
+    let topology = Topology::new().unwrap();
+    // XDP is attached by a link on every kernel.
+    gate(&topology, &["up", "--hook", "xdp-generic", INTERFACE]);
     for kind in [
         "map ",
         "program ",
