@@ -50,11 +50,15 @@ pub fn before_translation(translated: Tuple) -> io::Result<Option<Tuple>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         answers => answers?,
     };
-    let original = answers.iter().find_map(|answer| {
-        let (_, attributes) = answer.bytes.split_at_checked(4)?;
-        read(find(attributes, CTA_TUPLE_ORIG)?)
-    });
+    let original = answers.iter().find_map(|answer| original(&answer.bytes));
     Ok(original.filter(|original| *original != translated))
+}
+
+/// The original direction of a connection, by the kernel's answer, from its `nfgenmsg` on.
+#[must_use]
+pub fn original(answer: &[u8]) -> Option<Tuple> {
+    let (_, attributes) = answer.split_at_checked(4)?;
+    read(find(attributes, CTA_TUPLE_ORIG)?)
 }
 
 // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.

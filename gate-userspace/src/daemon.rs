@@ -15,7 +15,12 @@ mod run;
 mod server;
 mod socket;
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, mpsc};
 
 pub use error::DaemonError;
 pub use run::{Options, run};
@@ -50,4 +55,21 @@ pub trait Commands: Send + Sync {
     /// # Errors
     /// [`Misuse`].
     fn run(&self, command: &str, arguments: &Map<String, Value>) -> Result<Done, Misuse>;
+}
+
+/// Serves the API to one client that may use it, with no daemon behind it: what only a daemon knows
+/// is answered as if it were ending.
+pub async fn serve_alone<S>(stream: S, commands: Arc<dyn Commands>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (asks, daemon) = mpsc::channel(1);
+    drop(daemon);
+    let api = api::Api {
+        hub: hub::Hub::new(),
+        commands,
+        asks,
+        turns: Arc::new(Semaphore::new(api::COMMANDS)),
+    };
+    server::serve(stream, true, Rc::new(api)).await;
 }

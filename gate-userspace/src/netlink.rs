@@ -101,23 +101,34 @@ impl Channel {
         loop {
             self.datagram.clear();
             self.socket.recv(&mut self.datagram, 0)?;
-            let mut rest = self.datagram.as_slice();
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<M>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                let len = (message.header.length as usize).next_multiple_of(4);
-                match message.payload {
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    // Code 0 acknowledges.
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(answers),
-                        Some(_) => return Err(error.to_io()),
-                    },
-                    _ => {}
-                }
-                rest = rest.get(len..).unwrap_or_default();
+            if read(&self.datagram, &mut answers)? {
+                return Ok(answers);
             }
         }
     }
+}
+
+/// Reads the answers that are in a datagram; true where no more will come.
+///
+/// # Errors
+/// The kernel's own answer, and `InvalidData` for what is none.
+pub fn read<M: NetlinkDeserializable>(datagram: &[u8], answers: &mut Vec<M>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<M>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let len = (message.header.length as usize).next_multiple_of(4);
+        match message.payload {
+            NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+            NetlinkPayload::Done(_) => return Ok(true),
+            // Code 0 acknowledges.
+            NetlinkPayload::Error(error) => match error.code {
+                None => return Ok(true),
+                Some(_) => return Err(error.to_io()),
+            },
+            _ => {}
+        }
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    Ok(false)
 }

@@ -24,6 +24,7 @@
 //! | [`packet`], [`kernel`] | frames, and what the kernel and the pure function make of them |
 //! | [`cases`] | single frames through both, and what is expected |
 //! | [`differ`] | frames and tables made by chance through both |
+//! | [`fuzz`] | what reads input from outside, for any bytes |
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
 //! | [`mod@flood`] | SYNs from spoofed sources, a million a second |
@@ -46,6 +47,7 @@ pub mod exe;
 pub mod extent;
 pub mod flood;
 pub mod foreign;
+pub mod fuzz;
 pub mod gunicorn;
 pub mod haproxy;
 pub mod iperf3;

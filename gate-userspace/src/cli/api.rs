@@ -151,6 +151,7 @@ fn texts(arg: &Arg, key: &str, value: &Value) -> Result<Vec<Option<String>>, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn line(command: &str, arguments: Value) -> Result<String, String> {
@@ -210,6 +211,68 @@ mod tests {
         ] {
             let refused = line(command, arguments).expect_err(command);
             assert!(refused.contains(part), "{refused}");
+        }
+    }
+
+    /// Some JSON: what arguments may be, and what they may not.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let text = prop_oneof![
+            "[-a-z0-9.:/*,=]{0,12}",
+            Just("--json".to_owned()),
+            Just("--".to_owned()),
+            Just("10.0.0.5:80".to_owned()),
+            any::<String>(),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            text.prop_map(Value::from),
+        ];
+        leaf.prop_recursive(2, 8, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(("[a-z-]{0,8}", inner), 0..3)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// Mostly an argument that some command has.
+    fn key() -> impl Strategy<Value = String> {
+        let definition = Cli::command();
+        let of = |command: &clap::Command| command.get_arguments().map(key_of).collect::<Vec<_>>();
+        let keys: Vec<String> = definition.get_subcommands().flat_map(of).collect();
+        prop_oneof![4 => prop::sample::select(keys), 1 => any::<String>()]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever is asked for, it is that command or a refusal: no text becomes an option, and
+        /// nothing panics.
+        #[test]
+        fn any_json_is_the_command_that_it_names_or_is_refused(
+            command in prop_oneof![
+                8 => prop::sample::select(ALLOWED.to_vec()).prop_map(str::to_owned),
+                1 => any::<String>(),
+            ],
+            arguments in prop::collection::btree_map(key(), any_json(), 0..4),
+        ) {
+            let arguments: Map<String, Value> = arguments.into_iter().collect();
+            if let Ok(words) = words(&command, &arguments) {
+                prop_assert_eq!(&words[..3], ["gate", "--json", command.as_str()]);
+                let options = words[3..].iter().take_while(|word| *word != "--");
+                let options: Vec<_> = options.map(|word| word.to_string_lossy()).collect();
+                for option in &options {
+                    let key = option.trim_start_matches("--").split('=').next();
+                    prop_assert!(arguments.contains_key(key.unwrap_or_default()), "{option}");
+                }
+                if let Ok(cli) = Cli::try_parse_from(&words) {
+                    prop_assert!(cli.json);
+                }
+            }
         }
     }
 

@@ -133,7 +133,7 @@ async fn accepted<T>(accepted: io::Result<T>) -> Option<T> {
 }
 
 /// Serves one connection. Whatever goes wrong with it concerns its client alone.
-async fn serve<S, A>(stream: S, may_enter: bool, answers: Rc<A>)
+pub(super) async fn serve<S, A>(stream: S, may_enter: bool, answers: Rc<A>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     A: Answers + 'static,

@@ -1,0 +1,7 @@
+//! Any bytes as what the kernel answers.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| gate_tests::fuzz::netlink(bytes));
