@@ -12,6 +12,7 @@ use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{self, Gate};
+use crate::nap::nap;
 use crate::pins::{Lock, Pins, RestartLock};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
