@@ -27,10 +27,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Whether a prefix that holds `share` may hold one more, when `held` are held in all.
+    /// Whether a prefix that holds `share` may hold one more, when `held` are held in all. A count below
+    /// zero is zero: who gives a place back twice must not close the table.
     #[inline(always)]
     #[must_use]
     pub const fn has_place(&self, share: u64, held: u64) -> bool {
+        let (share, held) = (above_zero(share), above_zero(held));
         self.capacity == 0 || share < REACH * self.capacity.saturating_sub(held)
     }
 
@@ -46,6 +48,14 @@ impl Room {
             false => 1 << 63 | (u32::from_be(a) as u64) << 16 | u32::from_be(b) as u64 >> 16,
         };
         (prefix.wrapping_mul(self.seed | 1) >> (u64::BITS - SHARES.ilog2())) as u32
+    }
+}
+
+#[inline(always)]
+const fn above_zero(count: u64) -> u64 {
+    match count.cast_signed() < 0 {
+        true => 0,
+        false => count,
     }
 }
 
@@ -94,6 +104,14 @@ mod tests {
         assert!(!ROOM.has_place(0, ROOM.capacity));
         assert!(!ROOM.has_place(0, ROOM.capacity + 1));
         assert!(Room::default().has_place(1 << 40, 1 << 40));
+    }
+
+    #[test]
+    fn a_count_below_zero_is_zero() {
+        let below = 0_u64.wrapping_sub(3);
+        assert!(ROOM.has_place(0, below));
+        assert!(ROOM.has_place(below, 0));
+        assert!(!ROOM.has_place(below, ROOM.capacity));
     }
 
     #[test]

@@ -14,7 +14,7 @@ static ROOM: Array<Room> = Array::with_max_entries(1, 0);
 
 /// How many SYNs the sources of a prefix have in `HELD`, and all of them. Two CPUs that look at the same
 /// moment may both take the last place, and who dies may leave counts behind: each release that ends
-/// counts anew.
+/// puts that right.
 #[map]
 static SHARES: Array<u64> = Array::with_max_entries(COUNT + 1, BPF_F_MMAPABLE);
 

@@ -1,11 +1,15 @@
 //! The data path's clock, in user space.
 
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use gate_common::state::BootTime;
 use nix::time::{ClockId, clock_gettime};
+
+/// The host's own time namespace (`PROC_TIME_INIT_INO` of linux/proc_ns.h).
+const INITIAL: &str = "time:[4026531834]";
 
 /// The time since boot, suspend included: the clock of leases and of arrival times. In a time namespace
 /// (`time_namespaces(7)`, Linux 5.6) too: the data path's clock is the host's.
@@ -13,6 +17,11 @@ use nix::time::{ClockId, clock_gettime};
 pub fn now() -> BootTime {
     static OFFSET: OnceLock<i128> = OnceLock::new();
     let offset = OFFSET.get_or_init(|| {
+        // The kernel tells the offsets of the namespace that children get (`unshare --time`), which
+        // this process need not be in.
+        if fs::read_link("/proc/self/ns/time").is_ok_and(|own| own == Path::new(INITIAL)) {
+            return 0;
+        }
         // Not there before Linux 5.6, nor without time namespaces.
         let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
         offset(&offsets).unwrap_or(0)

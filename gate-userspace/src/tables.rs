@@ -390,8 +390,7 @@ impl Tables {
     /// # Errors
     /// Those of the maps.
     pub fn discard(&mut self, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<()> {
-        let left = self.forget_held(lock, |_, syn| gates.contains(&syn.gate))?;
-        self.shares.count(&left)?;
+        self.forget_held(lock, |_, syn| gates.contains(&syn.gate))?;
         self.forget_released(lock, |_, gate| gates.contains(&gate))?;
         self.forget_missing(lock, |_, missing| gates.contains(&missing.gate))
     }
@@ -401,25 +400,23 @@ impl Tables {
     /// # Errors
     /// Those of the map.
     pub fn forget_elsewhere(&mut self, lock: &Lock, interfaces: &BTreeSet<u32>) -> Result<()> {
-        self.forget_held(lock, |_, syn| !interfaces.contains(&syn.ifindex))?;
-        Ok(())
+        self.forget_held(lock, |_, syn| !interfaces.contains(&syn.ifindex))
     }
 
-    /// Returns what is left.
+    /// Also puts right who has how much of the table.
     fn forget_held(
         &mut self,
         lock: &Lock,
         which: impl Fn(&FlowKey, &HeldSyn) -> bool,
-    ) -> Result<Vec<FlowKey>> {
-        let (mut forgotten, mut left) = (Vec::new(), Vec::new());
-        for (flow, syn) in self.held()? {
-            match which(&flow, &syn) {
-                true => forgotten.push(flow),
-                false => left.push(flow),
-            }
-        }
-        self.forget_flows(lock, &forgotten)?;
-        Ok(left)
+    ) -> Result<()> {
+        let before = self.shares.look()?;
+        let held = self.held()?;
+        let after = self.shares.look()?;
+        let flows: Vec<FlowKey> = held.iter().map(|(flow, _)| *flow).collect();
+        self.shares.correct(&flows, &before, &after)?;
+        let forgotten = held.iter().filter(|(flow, syn)| which(flow, syn));
+        let forgotten: Vec<FlowKey> = forgotten.map(|(flow, _)| *flow).collect();
+        self.forget_flows(lock, &forgotten)
     }
 
     /// Forgets what is held for these flows, whose attempts were injected.

@@ -95,19 +95,10 @@ impl Counts {
             .map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Takes something off a count, which never goes below zero.
-    pub fn subtract(&self, index: u32, by: u64) {
-        if let Some(word) = self.0.words().get(index as usize) {
-            let less = |count: u64| Some(count.saturating_sub(by));
-            // Of what always gives a value there is no failure.
-            let _before = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        }
-    }
-
-    /// Sets a count.
-    pub fn set(&self, index: u32, count: u64) {
-        if let Some(word) = self.0.words().get(index as usize) {
-            word.store(count, Ordering::Relaxed);
+    /// Adds to a count, or takes off it.
+    pub fn add(&self, index: usize, number: i64) {
+        if let Some(word) = self.0.words().get(index) {
+            word.fetch_add(number.cast_unsigned(), Ordering::Relaxed);
         }
     }
 }
