@@ -145,7 +145,7 @@ impl Reading<'_> {
         let hook = it.hook.as_ref();
         Said {
             interfaces,
-            hook: hook.map(|it| (it.value.into(), self.place(&it.bytes))),
+            hook: hook.map(|it| (it.value, self.place(&it.bytes))),
             mode: it.mode.as_ref().map(|it| match it.value {
                 file::Mode::Open => DefaultMode::Open,
                 file::Mode::Guard => DefaultMode::Guard,
