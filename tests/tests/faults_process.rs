@@ -34,7 +34,7 @@ fn a_restart_that_is_stopped_keeps_nothing_closed_past_its_lease() {
     let (topology, _service) = up_with_service();
     for wait in Extent::wanted().pick(vec![0, 150], (0..20).map(|i| i * 25).collect()) {
         let options = ["--max-hold", "1s"];
-        let restart = start_restart(&topology, &options, &["sleep", "0.4"]);
+        let restart = start_restart(&topology, &options, &["sleep", "98768"]);
         let begun = Instant::now();
         let client = held_client(&topology, ENDPOINT, TARGET);
         std::thread::sleep(MS * wait);
