@@ -124,7 +124,7 @@ impl Differ {
                 frame
             })
             .collect();
-        let (tables, frames, difference) = shrink::smallest(self, tables, frames)?;
+        let (tables, frames, difference) = shrink::smallest(self, tables, &frames)?;
         let mut text = format!("{slot:?}, {link:?}, and the pure function differ: {difference}\n");
         writeln!(text, "seed {seed:#x}, {tables:#x?}")?;
         for frame in &frames {

@@ -188,7 +188,8 @@ fn a_lying_length_of_an_extension_header_is_unparsed_or_leads_to_no_syn() {
     };
     // A fragment header has no length: the byte is reserved.
     let of_none = |_| DROPPED;
-    let kinds: [(u8, fn(u8) -> Expected); 5] = [
+    type Of = fn(u8) -> Expected;
+    let kinds: [(u8, Of); 5] = [
         (extension::HOP_BY_HOP, of_eight),
         (extension::ROUTING, of_eight),
         (extension::DESTINATION, of_eight),

@@ -9,9 +9,9 @@ use crate::kernel::Setup;
 pub(super) fn smallest(
     differ: &mut Differ,
     tables: Setup,
-    frames: Vec<Vec<u8>>,
+    frames: &[Vec<u8>],
 ) -> Result<(Setup, Vec<Vec<u8>>, String)> {
-    let found = differ.difference(&tables, &frames)?;
+    let found = differ.difference(&tables, frames)?;
     let found = found.context("the difference does not come again")?;
     let frames = shortest(differ, &tables, frames[..found.frames].to_vec())?;
     let frames = fewest(differ, &tables, frames)?;
