@@ -35,6 +35,8 @@ pub const TARGETS: [Target; 3] = [("config", config), ("api", api), ("netlink", 
 
 /// How long an answer of the API may take.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long the API may take to see that its client is gone.
+const LONG: Duration = Duration::from_secs(20);
 
 thread_local! {
     static FILE: OnceCell<File> = const { OnceCell::new() };
@@ -100,9 +102,10 @@ pub fn api(bytes: &[u8]) {
         let _endless = timeout(ANSWER, talk).await;
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."));
         drop(client);
-        if let Ok(ended) = timeout(ANSWER, served).await {
-            ended.expect("no panic");
-        }
+        let ended = timeout(LONG, served).await;
+        ended
+            .expect("it ends when its client is gone")
+            .expect("no panic");
     });
 }
 

@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use common::{
     Connected, Dial, ENDPOINT, Ended, LIMIT, MS, PORT, connect_many, count, dial, gate,
-    gate_status, listen, wait_until_held,
+    gate_status, listen,
 };
 use gate_common::abi::{Counter, DEFAULT_HELD};
 use gate_common::flow::Address;
+use gate_common::shares::Room;
 use gate_tests::extent::Extent;
 use gate_tests::flood::{Flood, Sent, Sources};
 use gate_tests::require::{Feature, has};
@@ -176,8 +178,10 @@ fn flood_from_anywhere(hook: &str) {
         judged as f64 / sent.took.as_secs_f64()
     );
     let retries = LIMIT.as_secs() + sent.took.as_secs();
-    let is_all = (sent.syns / 2..=sent.syns + retries).contains(&judged);
-    assert!(is_all, "{judged} of {sent:?}");
+    // Many times what the table has room for; what the device's queue lost was never judged.
+    let many = u64::from(DEFAULT_HELD) * 4;
+    let is_credible = (many..=sent.syns + retries).contains(&judged);
+    assert!(is_credible, "{judged} of {sent:?}");
     let held = gate_status(&topology, ENDPOINT).waiting.held;
     // A few spare entries for each CPU.
     assert!(
@@ -209,6 +213,29 @@ fn a_million_spoofed_syns_a_second_harm_nobody_who_is_connected_and_a_client_get
     }
 }
 
+/// The sources of what is held.
+fn sources(topology: &Topology) -> Vec<Address> {
+    let held = || Ok(Tables::open(&Pins::here()?)?.held()?);
+    let held = topology.run(Side::Server, held).unwrap();
+    held.into_iter().map(|(flow, _)| flow.source).collect()
+}
+
+/// A prefix whose hash is not that of the client's: those two would have one share.
+fn apart_from_the_client(topology: &Topology) -> [u8; 3] {
+    let room = topology.run(Side::Server, || {
+        let map = MapData::from_pin(Pins::here()?.map("ROOM"))?;
+        let map: Array<_, Room> = Map::Array(map).try_into()?;
+        Ok(map.get(&0, 0)?)
+    });
+    let room = room.unwrap();
+    let share = |octets| room.share_of(&Address::from_v4(octets));
+    let prefixes = [[192, 0, 2], [198, 51, 100], [203, 0, 113]];
+    prefixes
+        .into_iter()
+        .find(|[a, b, c]| share([*a, *b, *c, 1]) != share(CLIENT_V4.octets()))
+        .unwrap()
+}
+
 #[test]
 fn a_flood_from_one_prefix_keeps_nobody_elsewhere_from_being_held_and_let_in() {
     if !has(Feature::LiveFrames) {
@@ -216,8 +243,9 @@ fn a_flood_from_one_prefix_keeps_nobody_elsewhere_from_being_held_and_let_in() {
     }
     for hook in ["xdp", "tc-ingress"] {
         let (topology, _listener, connections) = held(hook);
+        let prefix = apart_from_the_client(&topology);
         let flood = Flood {
-            sources: Sources::Prefix([192, 0, 2]),
+            sources: Sources::Prefix(prefix),
             destination: (SERVER_V4, PORT),
             rate: RATE,
         };
@@ -225,27 +253,25 @@ fn a_flood_from_one_prefix_keeps_nobody_elsewhere_from_being_held_and_let_in() {
         sleep(duration() / 2);
         // In the thick of it, when the prefix has all that it can get.
         let client = dial(&topology, Side::Client, Dial::to(server_v4(PORT)));
-        let share = DEFAULT_HELD as usize / 8 * 7;
-        wait_until_held(&topology, ENDPOINT, share + 1);
+        let own = Address::from_v4(CLIENT_V4.octets());
+        common::wait_until("the client is held", || {
+            sources(&topology).iter().any(|it| it.is(&own))
+        });
         sleep(duration() / 2);
         let sent = flood.finish().unwrap();
-        let sources = topology.run(Side::Server, || {
-            let held = Tables::open(&Pins::here()?)?.held()?;
-            Ok(held
-                .into_iter()
-                .map(|(flow, _)| flow.source)
-                .collect::<Vec<_>>())
-        });
-        let own = Address::from_v4(CLIENT_V4.octets());
         let (own, others): (Vec<Address>, Vec<Address>) =
-            sources.unwrap().into_iter().partition(|it| it.is(&own));
-        assert_eq!((own.len(), others.len()), (1, share), "{hook}, {sent:?}");
-        assert!(others.iter().all(|it| it.v4_octets()[..3] == [192, 0, 2]));
+            sources(&topology).into_iter().partition(|it| it.is(&own));
+        // CPUs that look at the same moment may each take the last place.
+        let share = DEFAULT_HELD as usize / 8 * 7;
+        let most = share + std::thread::available_parallelism().unwrap().get();
+        assert!((share..=most).contains(&others.len()), "{hook}, {sent:?}");
+        assert_eq!(own.len(), 1, "{hook}, {sent:?}");
+        assert!(others.iter().all(|it| it.v4_octets()[..3] == prefix));
         gate(&topology, &["open", ENDPOINT]);
         assert_eq!(client.finish(), Ended::Connected, "{hook}");
         assert_eq!(
             count(&topology, ENDPOINT, Counter::Released) as usize,
-            share + 1
+            others.len() + 1
         );
         assert!(connections.iter().all(common::is_alive), "{hook}");
     }

@@ -19,7 +19,7 @@ mod sockets;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 pub use figures::{Figures, Latency, Restart, Way};
@@ -78,7 +78,11 @@ pub fn restart(options: &Options) -> Result<()> {
         let absent = try_out(rig)?;
         match &absent {
             None => rigs.push(rig),
-            Some(why) => eprintln!("{}: {why}", rig.title),
+            Some(why) => {
+                let is_one_of_two = [rig::FLOOR, rig::HOLD].contains(&rig.name);
+                ensure!(!is_one_of_two, "{}: {why}", rig.title);
+                eprintln!("{}: {why}", rig.title);
+            }
         }
         figures.ways.push(Way::new(rig, absent));
     }
@@ -107,7 +111,10 @@ pub fn restart(options: &Options) -> Result<()> {
 fn measure(options: &Options, case: Case, rigs: &[&Rig], figures: &mut Figures) {
     let rounds = |rig: &&&Rig| options.rounds(rig, case.outage);
     for round in 0..rigs.iter().map(|rig| rounds(&rig)).max().unwrap_or(0) {
-        for rig in rigs.iter().filter(|rig| round < rounds(rig)) {
+        // Another one first in each round.
+        let (later, first) = rigs.split_at(round as usize % rigs.len().max(1));
+        let order = first.iter().chain(later);
+        for rig in order.filter(|rig| round < rounds(rig)) {
             let title = format!(
                 "{}/s, outage {}, round {}: {}",
                 case.rate,
@@ -118,6 +125,10 @@ fn measure(options: &Options, case: Case, rigs: &[&Rig], figures: &mut Figures) 
             match run(rig, case) {
                 Ok(seen) => {
                     let restart = Restart::new(rig, case, round, &seen);
+                    if let Err(error) = seen.check_count(rig.claim) {
+                        eprintln!("{title}: {error:#}");
+                        figures.failures.push(format!("{title}: {error:#}"));
+                    }
                     eprintln!("{title}: {}", report::line(&restart));
                     figures.restarts.push(restart);
                 }
