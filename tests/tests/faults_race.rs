@@ -76,7 +76,7 @@ fn assert_at_rest(topology: &Topology, name: &str) {
         lock.unwrap()
     });
     gate(topology, &["guard", name, "--off"]);
-    gate(topology, &["hold", name, "--for", "1s"]);
+    gate(topology, &["hold", name, "--for", "20s"]);
     assert_eq!(find_gate(topology, name).unwrap().mode.name(), "hold");
     gate(topology, &["open", name]);
     let status = topology.run(Side::Server, || Ok(status::read(&Pins::here()?)?));
