@@ -2,9 +2,9 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd as _, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 /// An attribute with nothing in it.
@@ -111,6 +111,51 @@ pub fn run_live(program: &OwnedFd, frame: &[u8], count: u32) -> io::Result<()> {
     attr.test.flags = LIVE_FRAMES;
     // SAFETY: the frame is as long as the attribute says, and lives through the call.
     unsafe { call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
+}
+
+/// What a test run came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Run {
+    /// What the program returned.
+    pub answer: u32,
+    /// What one run took, the kernel's own mean.
+    pub nanoseconds: f64,
+}
+
+/// Runs a program on a frame so many times.
+///
+/// # Errors
+/// The kernel's.
+pub fn timed(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Run> {
+    let mut attr = attr();
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.repeat = repeat;
+    // SAFETY: the frame is of the size that is passed, and lives through the call.
+    unsafe { call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)? };
+    // SAFETY: the call was a test run, so the union holds its answer.
+    let test = unsafe { attr.test };
+    Ok(Run {
+        answer: test.retval,
+        nanoseconds: f64::from(test.duration),
+    })
+}
+
+/// How often a program has run while the kernel kept statistics (`BPF_ENABLE_STATS`, Linux 5.8).
+///
+/// # Errors
+/// The kernel's.
+pub fn runs(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: bpf_prog_info is plain integers, for which zero is valid.
+    let mut info: bpf_prog_info = unsafe { zeroed() };
+    let mut attr = attr();
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    // SAFETY: the info is of the size that is passed, and lives through the call.
+    unsafe { call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(info.run_cnt)
 }
 
 /// Lifts the limit on locked memory, to which programs and maps count before Linux 5.11. Where that

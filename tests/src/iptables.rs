@@ -38,6 +38,16 @@ impl<'a> Iptables<'a> {
         Ok(rules)
     }
 
+    /// Adds rules, each in the command's own words.
+    pub fn add(topology: &'a Topology, place: impl Into<Place>, rules: &[&str]) -> Result<Self> {
+        let place = place.into();
+        let all = Self { topology, place };
+        for rule in rules {
+            all.run(rule)?;
+        }
+        Ok(all)
+    }
+
     /// Drops the SYNs that come in on an interface of this place for a port.
     pub fn drop_syns(
         topology: &'a Topology,
@@ -77,14 +87,16 @@ impl<'a> Iptables<'a> {
         Ok(rules)
     }
 
-    /// The packets that the rules of `INPUT` met.
-    pub fn packets(&self) -> Result<u64> {
-        let list = self.run("-L INPUT -v -x -n")?;
-        // Two lines of headings, then a rule a line, its packets first.
-        let rules = list.lines().skip(2);
-        Ok(rules
-            .filter_map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok())
-            .sum())
+    /// The packets that the rules of a chain which end in this target have counted.
+    pub fn packets(
+        topology: &'a Topology,
+        place: impl Into<Place>,
+        chain: &str,
+        target: &str,
+    ) -> Result<u64> {
+        let place = place.into();
+        let listed = Self { topology, place }.run(&format!("-nvxL {chain}"))?;
+        Ok(counted(&listed, target))
     }
 
     /// Has what comes to port `from` of this place answered by port `to`.
@@ -96,21 +108,19 @@ impl<'a> Iptables<'a> {
     ) -> Result<()> {
         let place = place.into();
         let rule = format!("-p tcp -m tcp --dport {from} -j REDIRECT --to-ports {to}");
-        Self { topology, place }.run(&format!("-t nat -A PREROUTING {rule}"))?;
-        Ok(())
+        let nat = Self { topology, place };
+        nat.run(&format!("-t nat -A PREROUTING {rule}")).map(drop)
     }
 
     /// Removes what [`forward`](Self::forward) did. Connections that there are go on.
     pub fn stop_forwarding(topology: &'a Topology, place: impl Into<Place>) -> Result<()> {
         let place = place.into();
-        Self { topology, place }.run("-t nat -F")?;
-        Ok(())
+        Self { topology, place }.run("-t nat -F").map(drop)
     }
 
     /// Removes all rules.
     pub fn flush(self) -> Result<()> {
-        self.run("-F")?;
-        Ok(())
+        self.run("-F").map(drop)
     }
 
     fn run(&self, words: &str) -> Result<String> {
@@ -131,5 +141,33 @@ impl<'a> Iptables<'a> {
             .output(self.place.clone(), &mut command, LIMIT)?
             .ok()?;
         Ok(output.stdout)
+    }
+}
+
+/// The sum of the first column (packets) of the lines whose third (target) is this.
+fn counted(listed: &str, target: &str) -> u64 {
+    let rules = listed.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let packets = words.next()?.parse::<u64>().ok()?;
+        (words.nth(1)? == target).then_some(packets)
+    });
+    rules.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn only_the_targets_rules_are_counted() {
+        let listed = "\
+Chain INPUT (policy ACCEPT 7 packets, 9 bytes)
+    pkts      bytes target     prot opt in     out     source               destination
+      40       2400 DROP       6    --  *      *       0.0.0.0/0            0.0.0.0/0
+       9        900 ACCEPT     0    --  *      *       0.0.0.0/0            0.0.0.0/0
+       2        120 DROP       6    --  *      *       0.0.0.0/0            0.0.0.0/0
+";
+        assert_eq!(counted(listed, "DROP"), 42);
+        assert_eq!(counted(listed, "REJECT"), 0);
     }
 }

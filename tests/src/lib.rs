@@ -7,13 +7,14 @@
 //! | [`nginx`] | the same for a real nginx, and one in front of it |
 //! | [`apache`], [`haproxy`], [`gunicorn`] | other real servers |
 //! | [`mod@recipes`] | what happens in the recipes, with them |
-//! | [`iptables`] | what people do without Gate |
+//! | [`iptables`], [`xdp_filter`] | what people do without Gate |
 //! | [`nft`] | a firewall, and what it counts |
 //! | [`nfqueue`] | a program that holds the SYNs of such a firewall |
 //! | [`iperf3`] | how many bytes a second |
 //! | [`load`] | new connections on a fixed schedule |
 //! | [`visit`] | one request with a name and cookies, and the whole answer |
 //! | [`talk`] | the same, but they last, and note who answers |
+//! | [`dial`] | many clients at once, each from a network of its own |
 //! | [`listener`] | does a socket listen on this address, and when did none |
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`plot`] | the figures of a benchmark as a picture |
@@ -28,6 +29,7 @@
 //! | [`require`] | what not every kernel has, and whether this one should |
 //! | [`tap`], [`tun`] | frames sent and seen by packet sockets, and packets without an Ethernet header |
 //! | [`mod@flood`] | SYNs from spoofed sources, a million a second |
+//! | [`ethertap`] | an interface whose frames this process writes |
 //! | [`foreign`] | BPF programs and maps that are not gate's |
 //! | [`machine`] | systemd as the first process, over a copy of the file system |
 //! | [`exe`], [`stop`] | where the binaries are, and what Ctrl-C does |
@@ -42,7 +44,9 @@ mod bpf;
 pub mod cases;
 pub mod chart;
 pub mod demo;
+pub mod dial;
 pub mod differ;
+pub mod ethertap;
 pub mod exe;
 pub mod extent;
 pub mod flood;
@@ -75,3 +79,4 @@ pub mod topology;
 pub mod tun;
 pub mod verifier;
 pub mod visit;
+pub mod xdp_filter;

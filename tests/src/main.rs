@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gate_tests::{backend, bench, bounce, demo, leftovers, listener, syscalls, text};
+use gate_tests::{backend, bench, bounce, demo, dial, leftovers, listener, syscalls, text};
 use nix::unistd::Uid;
 
 /// How long `away` waits for the listener to close.
@@ -34,6 +34,8 @@ enum Command {
     Backend(backend::Options),
     /// Restart a backend: stop the old one, stay away for a while, start the new one
     Bounce(bounce::Options),
+    /// Connect many clients at once, and print when the first and the last were connected
+    Dial(dial::Options),
     /// Connect, and print with whom, as getpeername(2) tells it
     Peer {
         /// Where to
@@ -57,12 +59,16 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What it costs to be attached and open, against programs that do nothing and against firewalls
+    Cost(bench::cost::Options),
     /// What the daemon costs, how soon it acts, and what its death does
     Daemon(bench::daemon::Options),
     /// What the data path costs a packet
     Datapath(bench::datapath::Options),
     /// What clients see of many restarts in a row
     Endurance(bench::endurance::Options),
+    /// What a flood of SYNs at a closed gate costs, and who is served meanwhile
+    Flood(bench::flood::Options),
     /// What a handover costs: connections, time, throughput, connect(2)
     Handover(bench::handover::Options),
     /// What a restart of nginx behind a holding gate adds to its outage
@@ -71,6 +77,8 @@ enum Bench {
     Restart(bench::restart::Options),
     /// What clients of real software see, with a gate and without
     Recipes(bench::recipes::Options),
+    /// How gate grows: endpoints, held connections, and how soon it opens and closes
+    Scale(bench::scale::Options),
     /// What a gate leaves of the throughput and of new connections a second
     Throughput(bench::throughput::Options),
 }
@@ -95,16 +103,20 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Trace(options) => return syscalls::trace(options),
         Command::Left(options) => leftovers::left(options),
         Command::Demo(options) => demo::demo(options),
+        Command::Bench(Bench::Cost(options)) => bench::cost::cost(options),
         Command::Bench(Bench::Daemon(options)) => bench::daemon::daemon(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),
+        Command::Bench(Bench::Flood(options)) => bench::flood::flood(options),
         Command::Bench(Bench::Handover(options)) => bench::handover::handover(options),
         Command::Bench(Bench::Nginx(options)) => bench::nginx::nginx(options),
         Command::Bench(Bench::Restart(options)) => bench::restart::restart(options),
         Command::Bench(Bench::Recipes(options)) => bench::recipes::recipes(options),
+        Command::Bench(Bench::Scale(options)) => bench::scale::scale(options),
         Command::Bench(Bench::Throughput(options)) => bench::throughput::throughput(options),
         Command::Backend(options) => backend::serve(options),
         Command::Bounce(options) => bounce::bounce(options),
+        Command::Dial(options) => dial::dial(options),
         Command::Peer { address } => {
             println!("{}", TcpStream::connect(address)?.peer_addr()?);
             Ok(())

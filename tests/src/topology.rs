@@ -36,6 +36,8 @@ pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 /// The server's IPv6 address; the prefix is 64 bits.
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5);
+/// What clients of many networks come from, after [`Topology::route_many_clients`]: address and bits.
+pub const MANY_CLIENTS: (Ipv4Addr, u8) = (Ipv4Addr::new(44, 0, 0, 0), 8);
 /// A folder that every process of a topology and [`Topology::run`] share, and that nobody else
 /// sees: in memory, gone with the topology.
 pub const SCRATCH: &str = "/run";
@@ -237,6 +239,13 @@ impl Topology {
             let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
             Ok(text.trim_end().to_owned())
         })
+    }
+
+    /// Makes every address of [`MANY_CLIENTS`] one of the client's, so that connections come from as
+    /// many networks as there are clients.
+    pub fn route_many_clients(&self) -> Result<()> {
+        self.run(Side::Client, wire::own_many)?;
+        self.run(Side::Server, wire::reach_many)
     }
 
     /// Switches GRO on at `side`'s interface, and with it NAPI. What the other side sends by

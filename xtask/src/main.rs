@@ -78,6 +78,12 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// What it costs to be attached and open, against programs that do nothing and against firewalls
+    Cost {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// What the daemon costs, how soon it acts, and what its death does
     Daemon {
         /// Arguments for the benchmark
@@ -92,6 +98,12 @@ enum Bench {
     },
     /// What clients see of many restarts in a row
     Endurance {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// What a flood of SYNs at a closed gate costs, and who is served meanwhile
+    Flood {
         /// Arguments for the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
@@ -116,6 +128,12 @@ enum Bench {
     },
     /// What clients of real software see, with a gate and without, in the scenarios of docs/recipes
     Recipes {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// How gate grows: endpoints, held connections, and how soon it opens and closes
+    Scale {
         /// Arguments for the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
@@ -151,6 +169,10 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Err(root.exec(&gate, &args, &[]));
         }
         Task::Demo { args } => return lab(&["demo"], args, Vec::new()),
+        Task::Bench(Bench::Cost { args }) => {
+            let programs = programs::cost(&Cache::open()?)?;
+            return lab(&["bench", "cost"], args, programs);
+        }
         Task::Bench(Bench::Daemon { args }) => {
             return lab(&["bench", "daemon"], args, Vec::new());
         }
@@ -159,6 +181,10 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Bench(Bench::Endurance { args }) => {
             return lab(&["bench", "endurance"], args, Vec::new());
+        }
+        Task::Bench(Bench::Flood { args }) => {
+            let programs = programs::flood(&Cache::open()?)?;
+            return lab(&["bench", "flood"], args, programs);
         }
         Task::Bench(Bench::Handover { args }) => {
             let cache = Cache::open()?;
@@ -176,6 +202,9 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Bench(Bench::Recipes { args }) => {
             let programs = programs::recipes(&Cache::open()?)?;
             return lab(&["bench", "recipes"], args, programs);
+        }
+        Task::Bench(Bench::Scale { args }) => {
+            return lab(&["bench", "scale"], args, Vec::new());
         }
         Task::Bench(Bench::Throughput { args }) => {
             let iperf3 = programs::iperf3(&Cache::open()?)?;

@@ -21,7 +21,7 @@ struct Program {
     always: fn(&str) -> bool,
     /// Where its package has it.
     path: &'static str,
-    /// How it tells its version.
+    /// The words by which it tells its version.
     version: &'static str,
     /// The variables that tell the tests where it is, and where its libraries are.
     variables: [&'static str; 2],
@@ -172,6 +172,16 @@ const IPTABLES: Program = Program {
     ..PLAIN
 };
 
+/// The firewall by XDP. It fails even when it has told its version.
+const XDP_FILTER: Program = Program {
+    name: "xdp-filter",
+    packages: &["xdp-tools", "libxdp1"],
+    path: "usr/sbin/xdp-filter",
+    version: "load --version",
+    variables: ["GATE_TEST_XDP_FILTER", "GATE_TEST_XDP_FILTER_LIBS"],
+    ..PLAIN
+};
+
 /// The variables that tell the tests which programs to run.
 pub fn ensure(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
     all(
@@ -243,6 +253,24 @@ pub fn recipes(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
 /// Those for the ways to restart a backend that gate is compared with.
 pub fn restart(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
     all(cache, &[NFT, IPTABLES, HAPROXY, HAPROXY_3])
+}
+
+/// Those that a flood is dropped by.
+pub fn flood(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(cache, &[NFT, IPTABLES, XDP_FILTER])
+}
+
+/// Those that the cost of an open gate is compared with, and what measures it.
+pub fn cost(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(cache, &[NFT, IPTABLES, XDP_FILTER, IPERF3])
+}
+
+/// Those for all that stands side by side with what people use.
+pub fn compared(cache: &Cache) -> Result<Vec<(&'static str, PathBuf)>> {
+    all(
+        cache,
+        &[NFT, IPTABLES, HAPROXY, HAPROXY_3, XDP_FILTER, IPERF3],
+    )
 }
 
 fn all(cache: &Cache, programs: &[Program]) -> Result<Vec<(&'static str, PathBuf)>> {
@@ -350,7 +378,14 @@ impl Program {
                 command
             }
         };
-        output(command.arg(self.version).env("LD_LIBRARY_PATH", folders))?;
+        let words = self.version.split(' ');
+        command.args(words).env("LD_LIBRARY_PATH", folders);
+        let told = command.output().is_ok_and(|output| {
+            String::from_utf8_lossy(&output.stdout).starts_with(&format!("{} version", self.name))
+        });
+        if !told {
+            output(&mut command)?;
+        }
         Ok(())
     }
 }

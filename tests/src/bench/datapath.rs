@@ -201,7 +201,7 @@ pub fn datapath(options: &Options) -> Result<()> {
 }
 
 /// A gate for the SYN's own endpoint, open or closed in a mode, and perhaps another.
-fn gates(other: Option<(u16, Closed)>, own: Option<Closed>) -> Setup {
+pub(super) fn gates(other: Option<(u16, Closed)>, own: Option<Closed>) -> Setup {
     let forever = BootTime(u64::MAX);
     let mut setup = Setup {
         armed: true,
@@ -238,7 +238,7 @@ fn endpoint(port: u16) -> EndpointKey {
 }
 
 /// The nanoseconds that one run takes, the kernel's own mean over `repeat` runs.
-fn run(kernel: &Kernel, frame: &[u8], repeat: u32) -> Result<f64> {
+pub(super) fn run(kernel: &Kernel, frame: &[u8], repeat: u32) -> Result<f64> {
     let result = kernel.run(TestRunOptions {
         data_in: Some(frame),
         repeat,
@@ -296,7 +296,7 @@ fn print(options: &Options, base: f64, rows: &[Row]) {
 }
 
 /// The mean of the middle half: as steady as the median, and finer.
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn middle(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let quarter = values.len() / 4;

@@ -78,7 +78,7 @@ impl Lane {
     }
 
     /// Connections or bits, and the time they took.
-    fn turn(&self) -> Result<(f64, Duration)> {
+    pub(super) fn turn(&self) -> Result<(f64, Duration)> {
         self.topology.run(self.client, || {
             if let Some(&first) = processors()?.first() {
                 let mut set = CpuSet::new();

@@ -1,7 +1,7 @@
 //! The veth pair, its addresses and neighbours, by netlink.
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoVeth};
+use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{INTERFACE, Side};
 
@@ -103,6 +104,38 @@ async fn configure(netlink: &Handle, side: Side) -> Result<()> {
             .with_context(|| format!("add neighbour {other}"))?;
     }
     Ok(())
+}
+
+/// Makes every address of [`super::MANY_CLIENTS`] one of the calling thread's namespace.
+pub(super) fn own_many() -> Result<()> {
+    /// `RT_TABLE_LOCAL` of linux/rtnetlink.h.
+    const LOCAL: u32 = 255;
+    let (prefix, bits) = super::MANY_CLIENTS;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(prefix, bits)
+        .output_interface(LOOPBACK)
+        .table_id(LOCAL)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Host)
+        .build();
+    add_route(route)
+}
+
+/// Sends what is for [`super::MANY_CLIENTS`] to the client.
+pub(super) fn reach_many() -> Result<()> {
+    let (prefix, bits) = super::MANY_CLIENTS;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(prefix, bits)
+        .gateway(Side::Client.v4())
+        .build();
+    add_route(route)
+}
+
+fn add_route(route: RouteMessage) -> Result<()> {
+    with_netlink(async |netlink| {
+        let added = netlink.route().add(route).execute().await;
+        added.context("add a route")
+    })
 }
 
 /// Gives `f` a netlink connection of the calling thread's network namespace.
