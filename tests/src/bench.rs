@@ -14,6 +14,8 @@ pub mod record;
 pub mod restart;
 pub mod rig;
 pub mod scale;
+mod setup;
 mod single;
 mod spread;
 pub mod throughput;
+pub mod whole;

@@ -59,6 +59,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// All that stands side by side with what people use, into a folder named by the day
+    All(bench::whole::Options),
     /// What it costs to be attached and open, against programs that do nothing and against firewalls
     Cost(bench::cost::Options),
     /// What the daemon costs, how soon it acts, and what its death does
@@ -79,6 +81,8 @@ enum Bench {
     Recipes(bench::recipes::Options),
     /// How gate grows: endpoints, held connections, and how soon it opens and closes
     Scale(bench::scale::Options),
+    /// The tables and plots of a run, made again from its figures
+    Report(bench::whole::ReportOptions),
     /// What a gate leaves of the throughput and of new connections a second
     Throughput(bench::throughput::Options),
 }
@@ -104,6 +108,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Left(options) => leftovers::left(options),
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Cost(options)) => bench::cost::cost(options),
+        Command::Bench(Bench::All(options)) => bench::whole::all(options),
+        Command::Bench(Bench::Report(options)) => bench::whole::report(&options.folder),
         Command::Bench(Bench::Daemon(options)) => bench::daemon::daemon(options),
         Command::Bench(Bench::Datapath(options)) => bench::datapath::datapath(options),
         Command::Bench(Bench::Endurance(options)) => bench::endurance::endurance(options),

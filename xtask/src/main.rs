@@ -52,9 +52,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Build, then measure (as root)
-    #[command(subcommand)]
-    Bench(Bench),
+    /// Build, then measure (as root): side by side with what people use today, into bench/runs, or one
+    /// benchmark
+    Bench {
+        #[command(subcommand)]
+        which: Option<Bench>,
+    },
     /// Build Debian's package, and let lintian look at it
     Deb(deb::Options),
     /// Write the pages of the book that are made from the program
@@ -169,47 +172,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Err(root.exec(&gate, &args, &[]));
         }
         Task::Demo { args } => return lab(&["demo"], args, Vec::new()),
-        Task::Bench(Bench::Cost { args }) => {
-            let programs = programs::cost(&Cache::open()?)?;
-            return lab(&["bench", "cost"], args, programs);
-        }
-        Task::Bench(Bench::Daemon { args }) => {
-            return lab(&["bench", "daemon"], args, Vec::new());
-        }
-        Task::Bench(Bench::Datapath { args }) => {
-            return lab(&["bench", "datapath"], args, Vec::new());
-        }
-        Task::Bench(Bench::Endurance { args }) => {
-            return lab(&["bench", "endurance"], args, Vec::new());
-        }
-        Task::Bench(Bench::Flood { args }) => {
-            let programs = programs::flood(&Cache::open()?)?;
-            return lab(&["bench", "flood"], args, programs);
-        }
-        Task::Bench(Bench::Handover { args }) => {
-            let cache = Cache::open()?;
-            let programs = [programs::nginx(&cache)?, programs::iperf3(&cache)?].concat();
-            return lab(&["bench", "handover"], args, programs);
-        }
-        Task::Bench(Bench::Nginx { args }) => {
-            let nginx = programs::nginx(&Cache::open()?)?;
-            return lab(&["bench", "nginx"], args, nginx);
-        }
-        Task::Bench(Bench::Restart { args }) => {
-            let programs = programs::restart(&Cache::open()?)?;
-            return lab(&["bench", "restart"], args, programs);
-        }
-        Task::Bench(Bench::Recipes { args }) => {
-            let programs = programs::recipes(&Cache::open()?)?;
-            return lab(&["bench", "recipes"], args, programs);
-        }
-        Task::Bench(Bench::Scale { args }) => {
-            return lab(&["bench", "scale"], args, Vec::new());
-        }
-        Task::Bench(Bench::Throughput { args }) => {
-            let iperf3 = programs::iperf3(&Cache::open()?)?;
-            return lab(&["bench", "throughput"], args, iperf3);
-        }
+        Task::Bench { which } => return bench(which),
         Task::Deb(options) => deb::run_task(&options, build_gate)?,
         Task::Docs => {
             toolchain::ensure(&Cache::open()?)?;
@@ -225,6 +188,33 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn bench(which: Option<Bench>) -> Result<ExitCode> {
+    let cache = Cache::open()?;
+    let (name, args, programs) = match which {
+        None => {
+            let runs = cargo::workspace().join("bench/runs");
+            let args = vec!["--runs".to_owned(), runs.display().to_string()];
+            ("all", args, programs::compared(&cache)?)
+        }
+        Some(Bench::Cost { args }) => ("cost", args, programs::cost(&cache)?),
+        Some(Bench::Daemon { args }) => ("daemon", args, Vec::new()),
+        Some(Bench::Datapath { args }) => ("datapath", args, Vec::new()),
+        Some(Bench::Endurance { args }) => ("endurance", args, Vec::new()),
+        Some(Bench::Flood { args }) => ("flood", args, programs::flood(&cache)?),
+        Some(Bench::Handover { args }) => {
+            let programs = [programs::nginx(&cache)?, programs::iperf3(&cache)?].concat();
+            ("handover", args, programs)
+        }
+        Some(Bench::Nginx { args }) => ("nginx", args, programs::nginx(&cache)?),
+        Some(Bench::Restart { args }) => ("restart", args, programs::restart(&cache)?),
+        Some(Bench::Recipes { args }) => ("recipes", args, programs::recipes(&cache)?),
+        Some(Bench::Scale { args }) => ("scale", args, Vec::new()),
+        Some(Bench::Throughput { args }) => ("throughput", args, programs::iperf3(&cache)?),
+    };
+    drop(cache);
+    lab(&["bench", name], args, programs)
 }
 
 /// The gate command, optimised.

@@ -226,7 +226,6 @@ fn plans(device: Device) -> Vec<Plan> {
         ),
         Plan {
             targets: MANY,
-            is_promised: false,
             ..own(
                 "the same, SYNs to all of them",
                 Kind::GateTc,
@@ -313,7 +312,7 @@ fn race(lanes: &mut [Lane], options: &Options) -> Result<()> {
     stay()?;
     undisturbed();
     for round in 0..options.rounds.max(1) {
-        let first = round as usize % lanes.len();
+        let first = round as usize % lanes.len().max(1);
         let (before, from) = lanes.split_at_mut(first);
         for lane in from.iter_mut().chain(before) {
             // Once, to warm what the case needs.

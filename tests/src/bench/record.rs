@@ -60,8 +60,29 @@ pub fn render<R: Raw>(folder: &Path) -> Result<Option<String>> {
     Ok(Some(report.text))
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+/// A ratio beside the most that was promised of it: `1.05 (<= 1.10)`, `1.35 (above 1.10)`.
+pub fn against(ratio: f64, most: f64) -> String {
+    match ratio <= most {
+        true => format!("{ratio:.2} (<= {most:.2})"),
+        false => format!("{ratio:.2} (above {most:.2})"),
+    }
+}
+
+/// Writes one file into a folder, which is made where there is none.
+pub(super) fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let file = folder.join(name);
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_compared_with_what_was_promised() {
+        assert_eq!(against(1.046, 1.1), "1.05 (<= 1.10)");
+        assert_eq!(against(1.35, 1.1), "1.35 (above 1.10)");
+        assert_eq!(against(f64::NAN, 1.1), "NaN (above 1.10)");
+    }
 }

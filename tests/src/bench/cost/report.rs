@@ -13,7 +13,7 @@ impl Raw for Cost {
     const NAME: &'static str = "cost";
 
     fn report(&self) -> Report {
-        let mut text = String::from("## Cost\n");
+        let mut text = String::new();
         let mut plots = Vec::new();
         if !self.packets.is_empty() {
             text += &self.packets_table();

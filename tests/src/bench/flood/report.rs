@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::served::Clients;
 use super::{Case, Device, Flood, Kind};
-use crate::bench::record::{Raw, Report};
+use crate::bench::record::{Raw, Report, against};
 use crate::bench::spread::Spread;
 use crate::plot::{self, Mark, Panel, Plot, Row};
 
@@ -17,7 +17,7 @@ impl Raw for Flood {
     const NAME: &'static str = "flood";
 
     fn report(&self) -> Report {
-        let mut text = String::from("## Flood\n\n");
+        let mut text = String::new();
         text += "CPU time for a SYN to a closed port, the sender's own included; medians of all \
                  rounds, and the least and the most. Ratios are taken within a round.\n";
         let mut panels = Vec::new();
@@ -83,7 +83,7 @@ impl Flood {
             let of_program = program.map(|other| pairs(case, other, |own, other| own / other));
             let promised = |ratio: Option<Spread>, most: f64, is_due: bool| match ratio {
                 None => "-".to_owned(),
-                Some(ratio) if is_due => format!("{:.2} (<= {most:.2})", ratio.median),
+                Some(ratio) if is_due => against(ratio.median, most),
                 Some(ratio) => format!("{:.2}", ratio.median),
             };
             let on_tap = case.is_promised && device == Device::Tap;

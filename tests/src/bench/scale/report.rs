@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Release, Scale, Toggle, Verdict};
-use crate::bench::record::{Raw, Report};
+use crate::bench::record::{Raw, Report, against};
 use crate::bench::spread::Spread;
 use crate::plot::{Kind, Mark, Panel, Plot, Row};
 use crate::text::grouped;
@@ -18,7 +18,7 @@ impl Raw for Scale {
     const NAME: &'static str = "scale";
 
     fn report(&self) -> Report {
-        let mut text = String::from("## Scale\n");
+        let mut text = String::new();
         let mut plots = Vec::new();
         if !self.verdicts.is_empty() {
             text += &self.verdicts_table();
@@ -69,7 +69,7 @@ impl Scale {
                 let ns = Spread::of(&verdict.ns);
                 let ratio = first.map_or(f64::NAN, |first| ratio(verdict, first).median);
                 let promise = match verdict.endpoints {
-                    10_000 => format!("{ratio:.2} (<= {GROWTH})"),
+                    10_000 => against(ratio, GROWTH),
                     _ => format!("{ratio:.2}"),
                 };
                 // A string takes it.
