@@ -192,7 +192,7 @@ type Plant = fn(&Path) -> io::Result<()>;
 fn what_is_planted_under_the_name_of_a_pin_is_never_written_to() {
     let plants: [(&str, Plant); 5] = [
         ("an array of other sizes", |path| {
-            let map = foreign::array(16, 7).map_err(io::Error::other)?;
+            let map = foreign::array(20, 7).map_err(io::Error::other)?;
             sys::pin(map.as_fd(), path)
         }),
         ("a program", |path| {
