@@ -149,5 +149,6 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
         );
         assert_eq!(snapshot(&topology), before, "stopped at {call}: {output}");
     }
-    assert_none_lost(load, LATEST);
+    // One closing comes right after another here, so a client may meet several of them.
+    assert_none_lost(load, LIMIT);
 }

@@ -154,6 +154,12 @@ pub fn assert_none_lost(load: Endless, limit: Duration) {
         requests.len(),
         lost.len()
     );
+    let slow = requests
+        .iter()
+        .filter(|it| it.latency > Duration::from_secs(2));
+    for request in slow {
+        println!("due at {:.1?}, took {:.1?}", request.at, request.latency);
+    }
     assert!(lost.is_empty(), "of {}: {lost:?}", requests.len());
     assert!(latest < limit, "{latest:?}");
 }
