@@ -3,7 +3,7 @@
 //! A prefix may hold at most [`REACH`] times what is free, all prefixes counted (dynamic thresholds,
 //! as switches share the memory for their queues: Choudhury and Hahne, IEEE/ACM Transactions on
 //! Networking 6(2), 1998). So one prefix gets seven eighths of an empty table, and there is always
-//! room for another; `n` that take all they can leave one part in `1 + 7n`.
+//! room for another; `n` at once that take all they can leave one part in `1 + 7n`.
 
 use crate::flow::Address;
 
@@ -90,13 +90,28 @@ mod tests {
 
     #[test]
     fn there_is_room_for_the_next_prefix() {
+        // One after the other, each takes seven eighths of what the others left.
         let mut others = 0;
-        for prefix in 0..100 {
-            let got = fill(ROOM, others);
-            assert!(got > 0, "prefix {prefix}");
-            others += got;
+        for left in [2_048, 256, 32, 4] {
+            others += fill(ROOM, others);
+            assert_eq!(ROOM.capacity - others, left);
         }
-        assert!(others < ROOM.capacity);
+    }
+
+    #[test]
+    fn prefixes_that_come_at_once_get_as_much_as_each_other() {
+        for prefixes in [2, 3, 10] {
+            let (mut share, mut held) = (0, 0);
+            while ROOM.has_place(share, held) {
+                share += 1;
+                held += prefixes;
+            }
+            let left = ROOM.capacity - held;
+            assert!(
+                left.abs_diff(ROOM.capacity / (1 + 7 * prefixes)) <= prefixes,
+                "{left}"
+            );
+        }
     }
 
     #[test]

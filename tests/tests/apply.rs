@@ -407,16 +407,15 @@ fn what_fails_halfway_is_taken_back() {
     assert_refused(&topology, &text, 5, &["another XDP program"]);
     assert!(!exists(&topology, ROOT));
 
-    // The names' folder is gone: after the attachments nothing goes on.
+    // A pin is where the names' folder belongs: after the attachments nothing goes on.
     let topology = up();
-    let pins = topology
-        .run(Side::Server, || Ok(Pins::here()?.folder()))
-        .unwrap();
-    shell(
-        &topology,
-        Side::Server,
-        &format!("rmdir {}/names", pins.display()),
-    );
+    let spoil = || {
+        let folder = Pins::here()?.folder();
+        fs::remove_dir(folder.join("names"))?;
+        let map = sys::open_pin(&folder.join("GATES"))?;
+        Ok(sys::pin(map.as_fd(), &folder.join("names"))?)
+    };
+    topology.run(Side::Server, spoil).unwrap();
     let all = WEB.replace("'eth0'", "'eth0', 'lo'");
     assert_refused(&topology, &all, 1, &["mkdir", "names/1-web"]);
 }
