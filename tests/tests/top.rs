@@ -17,9 +17,12 @@ const TAKES: &str = "\x1b[?1049h";
 const GIVES_BACK: &str = "\x1b[?1049l";
 
 /// Starts a shell line in a terminal of 100 columns and 24 rows; `input` is a shell line that types.
+/// What the shell writes last.
+const TOLD: &str = "all-told";
+
 #[track_caller]
 fn in_terminal(topology: &Topology, input: &str, line: &str) -> Process {
-    let line = format!("stty rows 24 cols 100; {line}; echo code $?; stty -a");
+    let line = format!("stty rows 24 cols 100; {line}; echo code $?; stty -a; echo {TOLD}");
     let typing = format!("{{ {input}; sleep 60; }} | TERM=xterm script -qec '{line}' /dev/null");
     let mut command = Command::new("bash");
     topology
@@ -35,10 +38,7 @@ fn top() -> String {
 /// Waits until it has ended and the shell has told how; all that was written.
 #[track_caller]
 fn ended(process: &Process) -> String {
-    wait_until("it has ended", || {
-        process.stdout().unwrap().contains("cols 100")
-            || process.stdout().unwrap().contains("columns 100")
-    });
+    wait_until("it has ended", || process.stdout().unwrap().contains(TOLD));
     let written = process.stdout().unwrap();
     process
         .signal_group(nix::sys::signal::Signal::SIGKILL)

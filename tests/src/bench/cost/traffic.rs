@@ -242,8 +242,9 @@ fn busy() -> Result<f64> {
         .skip(1)
         .map(|word| word.parse().context("read /proc/stat"))
         .collect::<Result<_>>()?;
-    // user nice system idle iowait irq softirq steal; the rest is part of these.
+    // user nice system idle iowait irq softirq; then what the hypervisor took, which is nobody's here, and
+    // what is part of these.
     let idle: f64 = ticks.iter().skip(3).take(2).sum();
-    let all: f64 = ticks.iter().take(8).sum();
+    let all: f64 = ticks.iter().take(7).sum();
     Ok((all - idle) / TICKS)
 }
