@@ -16,10 +16,10 @@ use gate_tests::topology::{Output, Process, Side, Topology, server_v4};
 const TAKES: &str = "\x1b[?1049h";
 const GIVES_BACK: &str = "\x1b[?1049l";
 
-/// Starts a shell line in a terminal of 100 columns and 24 rows; `input` is a shell line that types.
 /// What the shell writes last.
 const TOLD: &str = "all-told";
 
+/// Starts a shell line in a terminal of 100 columns and 24 rows; `input` is a shell line that types.
 #[track_caller]
 fn in_terminal(topology: &Topology, input: &str, line: &str) -> Process {
     let line = format!("stty rows 24 cols 100; {line}; echo code $?; stty -a; echo {TOLD}");
