@@ -223,8 +223,9 @@ impl Release {
     }
 }
 
-/// Whether this socket gets all SYNs for a local address: no other shares it (`SO_REUSEPORT`), and no
-/// program chooses another (`sk_lookup`), for that would show in the flow that was looked up.
+/// Whether this socket gets all SYNs for a local address: no other shares it (`SO_REUSEPORT`). Another's
+/// program that chooses by the source (`sk_lookup`) may not show in the one flow that was looked up; then
+/// a queue is paced by another one's room.
 fn is_alone(local: SocketAddr, cookie: Cookie) -> bool {
     let endpoint = Endpoint {
         address: Some(local.ip()),

@@ -32,7 +32,7 @@ pub fn report(figures: &Figures) -> Report {
         }
     }
     for failure in &figures.failures {
-        text += &format!("\nNot measured: {failure}.\n");
+        text += &format!("\nNot measured, or not as claimed: {failure}.\n");
     }
     Report { text, plots }
 }
@@ -43,7 +43,8 @@ added: how many milliseconds later requests were answered than they could be at 
 when they were due, or when the backend was back; p99 of the requests that were due meanwhile, and
 the longest of all. Medians of the rounds. `failed` is of all requests. The backend takes 5 ms for each
 request, which is part of what is added. The lowest row there can be is an open socket, into which
-clients connect while nobody accepts.
+clients connect while nobody accepts. Gate has room for 32,768 held connections (`gate up --held`; the
+default is 16,384), the open socket for as many in its backlog as come.
 ";
 
 /// One restart in a few words.
