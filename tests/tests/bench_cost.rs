@@ -5,6 +5,7 @@ use std::time::Duration;
 use gate_tests::bench::cost::{self, Cost};
 use gate_tests::bench::flood::{self, Device, Flood};
 use gate_tests::bench::path::Path;
+use gate_tests::bench::record::Output;
 use gate_tests::bench::record::{self, Raw as _};
 use gate_tests::bench::scale::{self, Part};
 use gate_tests::require::{Feature, has};
@@ -19,8 +20,7 @@ fn flood(cases: &[&str], device: Device) -> Flood {
         rounds: 1,
         slice: MS * 5,
         served: Duration::ZERO,
-        json: false,
-        out: None,
+        output: Output::default(),
     };
     flood::measure(&options).unwrap()
 }
@@ -120,8 +120,7 @@ fn scale_of(part: Vec<Part>) -> scale::Options {
         repeat: 1_000,
         releases: 1,
         toggles: 2,
-        json: false,
-        out: None,
+        output: Output::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use gate_tests::cases::{
     DROPPED, Expect, GATE, PASSES, SLOTS, UNPARSED, any, case, check, check_all, dropping, setup,
     to_this_host, v4, with, with_v6, word,
 };
+use gate_tests::differ::Expected;
 use gate_tests::extent::Extent;
 use gate_tests::kernel::{Action, Kernel};
 use gate_tests::packet::{Checksum, Spec, extension, flags};
@@ -98,6 +99,17 @@ const HEADERS: [(u8, [u8; 8]); 5] = [
     (extension::DESTINATION, [0, 0, 1, 4, 0, 0, 0, 0]),
 ];
 
+/// A SYN behind these, and what becomes of it at a gate that drops.
+fn behind(extensions: Vec<(u8, Vec<u8>)>) -> (Vec<u8>, Expected) {
+    let expected = if extensions.len() <= 6 {
+        DROPPED
+    } else {
+        UNPARSED
+    };
+    let base = Spec::v6();
+    (Spec { extensions, ..base }.build(), expected)
+}
+
 #[test]
 fn extension_headers_in_every_order_are_looked_behind_up_to_six_and_no_further() {
     let longest = Extent::wanted().pick(5, 7);
@@ -109,31 +121,13 @@ fn extension_headers_in_every_order_are_looked_behind_up_to_six_and_no_further()
                 order /= HEADERS.len();
                 (kind, bytes.to_vec())
             });
-            let extensions = chain.collect();
-            let expected = if count <= 6 { DROPPED } else { UNPARSED };
-            cases.push((
-                Spec {
-                    extensions,
-                    ..Spec::v6()
-                }
-                .build(),
-                expected,
-            ));
+            cases.push(behind(chain.collect()));
         }
     }
     // Further ones, all of one kind, also behind the longest chain.
     for count in 6..=20 {
         for (kind, bytes) in HEADERS {
-            let extensions = vec![(kind, bytes.to_vec()); count];
-            let expected = if count <= 6 { DROPPED } else { UNPARSED };
-            cases.push((
-                Spec {
-                    extensions,
-                    ..Spec::v6()
-                }
-                .build(),
-                expected,
-            ));
+            cases.push(behind(vec![(kind, bytes.to_vec()); count]));
         }
     }
     for slot in SLOTS {

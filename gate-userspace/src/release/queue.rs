@@ -145,14 +145,16 @@ impl Release {
                 |first: &Ends| (first.local, first.ifindex) == (ends.local, ends.ifindex);
             firsts.iter().position(goes_there)
         };
-        for ends in ends {
-            if first_of(&firsts, ends).is_none() {
-                firsts.push(*ends);
+        for one in ends {
+            if first_of(&firsts, one).is_none() {
+                firsts.push(*one);
+            }
+            if firsts.len() >= FEW.min(ends.len()) {
+                return self.listeners(ends);
             }
         }
         // A handover by weights sends one flow here and the next one there.
-        let is_steered = !pins::entries(&self.pins.steering()).is_empty();
-        if is_steered || firsts.len() >= FEW.min(ends.len()) {
+        if !pins::entries(&self.pins.steering()).is_empty() {
             return self.listeners(ends);
         }
         let found = self.listeners(&firsts);

@@ -8,8 +8,6 @@ mod packets;
 mod report;
 mod traffic;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -17,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::packets::Packets;
 pub use self::traffic::Traffic;
 use super::path::Path;
-use super::record::{self, Raw as _};
+use super::record::Output;
 
 /// The command line of `gate-lab bench cost`.
 #[derive(Args, Clone, Debug)]
@@ -37,12 +35,9 @@ pub struct Options {
     /// How many times 10 ms the thread measures each rig in a round
     #[arg(long, default_value_t = 4)]
     pub turns: u32,
-    /// Print the raw figures as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write the raw figures, the tables and the plots to this folder
-    #[arg(long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
+    /// Where the figures go
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// A part of the benchmark.
@@ -69,16 +64,7 @@ pub struct Cost {
 
 /// Measures and prints.
 pub fn cost(options: &Options) -> Result<()> {
-    let raw = measure(options)?;
-    if let Some(folder) = &options.out {
-        record::save(folder, &raw)?;
-        record::render::<Cost>(folder)?;
-    }
-    match options.json {
-        true => println!("{}", serde_json::to_string(&raw)?),
-        false => print!("{}", raw.report().text),
-    }
-    Ok(())
+    options.output.publish(&measure(options)?)
 }
 
 /// Measures.

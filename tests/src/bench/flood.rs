@@ -11,7 +11,6 @@ mod served;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::sender::{Frames, Sender, Slice};
 pub use self::served::Served;
-use super::record::{self, Raw as _};
+use super::record::Output;
 use super::rig::{Answer, Hook, Rig, Standing, endpoint};
 use super::throughput::undisturbed;
 use crate::ethertap::{self, EtherTap};
@@ -49,12 +48,9 @@ pub struct Options {
     /// How long clients connect during a flood; 0s leaves that out
     #[arg(long, default_value = "3s", value_parser = parse_duration)]
     pub served: Duration,
-    /// Print the raw figures as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write the raw figures, the tables and the plots to this folder
-    #[arg(long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
+    /// Where the figures go
+    #[command(flatten)]
+    pub output: Output,
 }
 
 impl Options {
@@ -264,16 +260,7 @@ struct Lane {
 
 /// Measures and prints.
 pub fn flood(options: &Options) -> Result<()> {
-    let raw = measure(options)?;
-    if let Some(folder) = &options.out {
-        record::save(folder, &raw)?;
-        record::render::<Flood>(folder)?;
-    }
-    match options.json {
-        true => println!("{}", serde_json::to_string(&raw)?),
-        false => print!("{}", raw.report().text),
-    }
-    Ok(())
+    options.output.publish(&measure(options)?)
 }
 
 /// Measures.

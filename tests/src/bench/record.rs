@@ -2,9 +2,10 @@
 //! plots. Whoever has the raw figures can make the rest again.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +27,32 @@ pub struct Report {
     pub text: String,
     /// The plots, and the name of each file, without `.svg`.
     pub plots: Vec<(String, Plot)>,
+}
+
+/// Where a benchmark's figures go; part of its command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Output {
+    /// Print the raw figures as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the raw figures, the tables and the plots to this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+}
+
+impl Output {
+    /// Writes and prints them.
+    pub fn publish<R: Raw>(&self, raw: &R) -> Result<()> {
+        if let Some(folder) = &self.out {
+            save(folder, raw)?;
+            render::<R>(folder)?;
+        }
+        match self.json {
+            true => println!("{}", serde_json::to_string(raw)?),
+            false => print!("{}", raw.report().text),
+        }
+        Ok(())
+    }
 }
 
 /// Writes the raw figures into a folder, `NAME.json`.

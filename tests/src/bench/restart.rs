@@ -16,17 +16,16 @@ mod run;
 mod shaper;
 mod sockets;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 pub use figures::{Figures, Latency, Restart, Way};
 pub use rig::{ALL, Claim, Rig, find};
 pub use run::{Case, Seen, run};
 
-use super::record::{Raw, render, save};
+use super::record::{Output, save};
 use crate::text::{duration, parse_duration};
 use crate::topology::Topology;
 
@@ -45,12 +44,9 @@ pub struct Options {
     /// Restarts by each way for each rate and outage [default: 3, and 1 where it takes long]
     #[arg(long)]
     pub rounds: Option<u32>,
-    /// Print the raw figures as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write the raw figures into this folder, restart.json, and the plots
-    #[arg(long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
+    /// Where the figures go
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What each way is tried with before it is measured.
@@ -89,21 +85,12 @@ pub fn restart(options: &Options) -> Result<()> {
     for &rate in &options.rate {
         for &outage in &options.outage {
             measure(options, Case { rate, outage }, &rigs, &mut figures);
-            if let Some(folder) = &options.out {
+            if let Some(folder) = &options.output.out {
                 save(folder, &figures)?;
             }
         }
     }
-    if let Some(folder) = &options.out {
-        render::<Figures>(folder)?;
-    }
-    if options.json {
-        let json = serde_json::to_string(&figures).context("make JSON of the figures")?;
-        println!("{json}");
-    } else {
-        print!("{}", figures.report().text);
-    }
-    Ok(())
+    options.output.publish(&figures)
 }
 
 /// All restarts with one load and outage, way by way in each round, so that whatever else the

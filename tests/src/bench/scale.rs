@@ -8,7 +8,6 @@ mod toggle;
 mod verdict;
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ pub use self::memory::Memory;
 pub use self::release::Release;
 pub use self::toggle::Toggle;
 pub use self::verdict::Verdict;
-use super::record::{self, Raw as _};
+use super::record::Output;
 use crate::exe;
 use crate::topology::{Side, Topology};
 
@@ -48,12 +47,9 @@ pub struct Options {
     /// How often a gate is closed and opened
     #[arg(long, default_value_t = 100)]
     pub toggles: u32,
-    /// Print the raw figures as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write the raw figures, the tables and the plots to this folder
-    #[arg(long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
+    /// Where the figures go
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// A part of the benchmark.
@@ -86,16 +82,7 @@ pub struct Scale {
 
 /// Measures and prints.
 pub fn scale(options: &Options) -> Result<()> {
-    let raw = measure(options)?;
-    if let Some(folder) = &options.out {
-        record::save(folder, &raw)?;
-        record::render::<Scale>(folder)?;
-    }
-    match options.json {
-        true => println!("{}", serde_json::to_string(&raw)?),
-        false => print!("{}", raw.report().text),
-    }
-    Ok(())
+    options.output.publish(&measure(options)?)
 }
 
 /// Measures.

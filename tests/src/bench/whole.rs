@@ -91,3 +91,23 @@ pub fn report(folder: &Path) -> Result<()> {
     }
     record::write(folder, "README.md", &text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_made_of_what_was_measured_and_of_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("gate-run-{}", std::process::id()));
+        assert!(report(&folder).is_err(), "there is no run");
+        record::save(&folder, &Setup::here().unwrap()).unwrap();
+        record::save(&folder, &restart::Figures::default()).unwrap();
+        report(&folder).unwrap();
+        let page = std::fs::read_to_string(folder.join("README.md")).unwrap();
+        assert!(
+            page.contains("## Restart") && !page.contains("## Flood"),
+            "{page}"
+        );
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

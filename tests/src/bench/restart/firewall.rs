@@ -48,8 +48,8 @@ fn syn() -> String {
     format!("tcp dport {PORT} tcp flags & (fin|syn|rst|ack) == syn")
 }
 
-/// A chain with one rule, which is there for as long as it is closed.
-struct Chain<'a> {
+/// A chain of nft's with one rule, which is there for as long as it is closed.
+pub struct Chain<'a> {
     topology: &'a Topology,
     /// The family, table and chain.
     name: &'static str,
@@ -77,72 +77,35 @@ impl<'a> Chain<'a> {
         })
     }
 
-    fn close(&self) -> Result<()> {
+    /// At the input hook.
+    pub fn input(topology: &'a Topology) -> Result<Self> {
+        let rule = format!("iifname \"{INTERFACE}\" {} counter name kept drop", syn());
+        let hook = "input priority 0";
+        Self::new(topology, "inet", "inet rig syns", hook, rule)
+    }
+
+    /// At the interface's ingress hook.
+    pub fn ingress(topology: &'a Topology) -> Result<Self> {
+        let rule = format!("{} counter name kept drop", syn());
+        let hook = format!("ingress device \"{INTERFACE}\" priority 0");
+        Self::new(topology, "netdev", "netdev rig syns", &hook, rule)
+    }
+}
+
+impl Valve for Chain<'_> {
+    fn close(&mut self) -> Result<()> {
         let rule = format!("add rule {} {}", self.name, self.rule);
         nft::load(self.topology, Side::Server, &rule)
     }
 
-    fn open(&self) -> Result<()> {
-        nft::load(
-            self.topology,
-            Side::Server,
-            &format!("flush chain {}", self.name),
-        )
+    fn open(&mut self) -> Result<()> {
+        let flush = format!("flush chain {}", self.name);
+        nft::load(self.topology, Side::Server, &flush)
     }
 
     fn kept(&self) -> Result<Option<u64>> {
         let counters = nft::counters(self.topology, Side::Server)?;
         Ok(counters.get("kept").copied())
-    }
-}
-
-/// An nft rule at the input hook.
-pub struct Input<'a>(Chain<'a>);
-
-impl<'a> Input<'a> {
-    pub fn new(topology: &'a Topology) -> Result<Self> {
-        let rule = format!("iifname \"{INTERFACE}\" {} counter name kept drop", syn());
-        let hook = "input priority 0";
-        Chain::new(topology, "inet", "inet rig syns", hook, rule).map(Self)
-    }
-}
-
-impl Valve for Input<'_> {
-    fn close(&mut self) -> Result<()> {
-        self.0.close()
-    }
-
-    fn open(&mut self) -> Result<()> {
-        self.0.open()
-    }
-
-    fn kept(&self) -> Result<Option<u64>> {
-        self.0.kept()
-    }
-}
-
-/// An nft rule at the interface's ingress hook.
-pub struct Ingress<'a>(Chain<'a>);
-
-impl<'a> Ingress<'a> {
-    pub fn new(topology: &'a Topology) -> Result<Self> {
-        let rule = format!("{} counter name kept drop", syn());
-        let hook = format!("ingress device \"{INTERFACE}\" priority 0");
-        Chain::new(topology, "netdev", "netdev rig syns", &hook, rule).map(Self)
-    }
-}
-
-impl Valve for Ingress<'_> {
-    fn close(&mut self) -> Result<()> {
-        self.0.close()
-    }
-
-    fn open(&mut self) -> Result<()> {
-        self.0.open()
-    }
-
-    fn kept(&self) -> Result<Option<u64>> {
-        self.0.kept()
     }
 }
 

@@ -44,7 +44,7 @@ when they were due, or when the backend was back; p99 of the requests that were 
 the longest of all. Medians of the rounds. `failed` is of all requests. The backend takes 5 ms for each
 request, which is part of what is added. The lowest row there can be is an open socket, into which
 clients connect while nobody accepts. Gate has room for 32,768 held connections (`gate up --held`; the
-default is 16,384), the open socket for as many in its backlog as come.
+default is 16,384); the open socket has it for as many as its backlog says.
 ";
 
 /// One restart in a few words.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::firewall::{Drop, Ingress, Input, Queue};
+use super::firewall::{Chain, Drop, Queue};
 use super::gates::{self, Guard, Hold};
 use super::proxy::{Maxconn, Retries};
 use super::shaper::{Plug, Starved, no_plug};
@@ -211,7 +211,7 @@ pub const ALL: &[Rig] = &[
         claim: Claim::Retried,
         needs: "-",
         absent: never,
-        set_up: |topology| Valved::boxed(topology, Input::new(topology)?),
+        set_up: |topology| Valved::boxed(topology, Chain::input(topology)?),
     },
     Rig {
         name: "nft-netdev",
@@ -219,7 +219,7 @@ pub const ALL: &[Rig] = &[
         claim: Claim::Retried,
         needs: "-",
         absent: never,
-        set_up: |topology| Valved::boxed(topology, Ingress::new(topology)?),
+        set_up: |topology| Valved::boxed(topology, Chain::ingress(topology)?),
     },
     Rig {
         name: "nfqueue",
