@@ -1,12 +1,14 @@
 //! Map values and sizes: plain bytes, no `bool`, no `enum`, no padding. Any change here that
 //! an older `gate` could not read raises [`ABI_VERSION`].
 
-use crate::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, PortEntry};
+use crate::flow::{
+    Address, AttemptKey, EndpointKey, FlowKey, GateId, Isn, Port, PortEntry, Shortcut,
+};
 use crate::shares::Room;
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;
@@ -29,6 +31,16 @@ pub const CAPTURE_LEN: usize = FRAME_LEN - TAG_LEN;
 
 /// Health checks whose connection is being made, at most; more push out the oldest.
 pub const MAX_CHECKS: u32 = 1024;
+
+/// Slots of `CHECKING`, a power of two.
+pub const CHECKING: u32 = 1024;
+
+/// The slot of a source port in `CHECKING`.
+#[inline(always)]
+#[must_use]
+pub const fn checking_slot(source: Port) -> u32 {
+    source.number() as u32 % CHECKING
+}
 
 /// Most prefixes of sources that can be allowed at once, those of all gates.
 pub const MAX_ALLOWED: u32 = 16_384;
@@ -295,6 +307,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<AttemptKey>() == 44);
     assert!(size_of::<PortEntry>() == 4);
+    assert!(size_of::<Shortcut>() == 28);
     assert!(size_of::<StateWord>() == 8);
     assert!(size_of::<GateId>() == 4);
     assert!(size_of::<HeldSyn>() == 48 + FRAME_LEN);
@@ -312,7 +325,7 @@ const _: () = {
 mod pod {
     use super::{
         AllowKey, AttemptKey, Cursor, EndpointKey, FlowKey, GateId, GateStats, Guard, HeldSyn,
-        Holds, Missing, PortEntry, ReplayFrame, Room,
+        Holds, Missing, PortEntry, ReplayFrame, Room, Shortcut,
     };
     use crate::state::StateWord;
     use aya::Pod;
@@ -328,6 +341,8 @@ mod pod {
     unsafe impl Pod for GateId {}
     // SAFETY: as above.
     unsafe impl Pod for PortEntry {}
+    // SAFETY: as above.
+    unsafe impl Pod for Shortcut {}
     // SAFETY: as above.
     unsafe impl Pod for StateWord {}
     // SAFETY: as above.

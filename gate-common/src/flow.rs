@@ -171,6 +171,21 @@ impl EndpointKey {
     pub const fn is(&self, other: &Self) -> bool {
         self.address.is(&other.address) && self.port.0 == other.port.0
     }
+
+    /// All bits of it in 64. Who picks endpoints is the operator, so nothing is secret about it.
+    #[inline(always)]
+    const fn mixed(&self) -> u64 {
+        // Odd, and without a pattern: the golden ratio's, pi's and e's first bits.
+        const A: u64 = 0x9e37_79b9_7f4a_7c15;
+        const B: u64 = 0x243f_6a88_85a3_08d3;
+        const C: u64 = 0xb7e1_5162_8aed_2a6b;
+        let [a, b, c, d] = self.address.0;
+        let upper = (a as u64) << 32 | b as u64;
+        let lower = (d as u64) << 32 | (c ^ self.port.0 as u32) as u64;
+        let sum = upper.wrapping_mul(A) ^ lower.wrapping_mul(B);
+        let mixed = (sum ^ (sum >> 32)).wrapping_mul(C);
+        mixed ^ (mixed >> 32)
+    }
 }
 
 /// The 4-tuple of a connection as its first SYN shows it; key of the `HELD` map. It begins
@@ -235,6 +250,61 @@ impl PortEntry {
     #[must_use]
     pub const fn has_exact(self) -> bool {
         self.0 & Self::EXACT != 0
+    }
+}
+
+/// Slots of the `SHORTCUTS` map.
+pub const SHORTCUTS: u32 = 1 << 16;
+
+/// The endpoint with an address that has this slot, and its gate; value of the `SHORTCUTS` map. The slot
+/// follows from the endpoint ([`slot`](Self::slot)), so it is compared where the kernel's hash would be
+/// walked. It answers for itself: one that is just being written is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcut {
+    /// The endpoint.
+    pub endpoint: EndpointKey,
+    /// Its gate.
+    pub gate: GateId,
+    /// What both add up to; where it doesn't, this is being written.
+    pub check: u32,
+}
+
+impl Shortcut {
+    /// None: a slot that nobody has.
+    pub const NONE: Self = Self {
+        endpoint: EndpointKey::NONE,
+        gate: GateId::HOST,
+        check: 0,
+    };
+
+    /// From an endpoint to its gate.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(endpoint: EndpointKey, gate: GateId) -> Self {
+        Self {
+            endpoint,
+            gate,
+            check: endpoint.mixed() as u32 ^ gate.0,
+        }
+    }
+
+    /// The slot of an endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(endpoint: &EndpointKey) -> u32 {
+        (endpoint.mixed() >> 32) as u32 % SHORTCUTS
+    }
+
+    /// The gate, where this is the shortcut of that endpoint, and whole.
+    #[inline(always)]
+    #[must_use]
+    pub const fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
+        let is_whole = self.check == endpoint.mixed() as u32 ^ self.gate.0;
+        match self.endpoint.is(endpoint) && is_whole && self.gate.0 != GateId::HOST.0 {
+            true => Some(self.gate),
+            false => None,
+        }
     }
 }
 

@@ -182,6 +182,20 @@ pub fn locate<P: Packet + ?Sized>(packet: &P) -> Frame {
     }
 }
 
+/// Reads what a verdict needs of a frame that [`locate_plain`] found: all offsets are known.
+#[inline(always)]
+pub fn syn_plain<P: Packet + ?Sized>(packet: &P, located: Located) -> Option<Syn> {
+    let at = |transport| Located {
+        network: EthHdr::LEN,
+        transport,
+        ..located
+    };
+    match located.family {
+        Family::V4 => at(EthHdr::LEN + Ipv4Hdr::LEN).syn(packet),
+        Family::V6 => at(EthHdr::LEN + Ipv6Hdr::LEN).syn(packet),
+    }
+}
+
 /// The common frames, TCP over IP with neither tags nor options nor fragments: all offsets are
 /// known, so one or two bounds checks do.
 #[inline(always)]

@@ -80,9 +80,6 @@ type Known = (GateId, StateWord, Effective);
 /// stack drops it without a word, and if each of them answered, one SYN would be answered by all.
 #[inline(always)]
 pub fn verdict<T: Tables>(tables: &T, syn: &Syn, direction: Direction) -> Verdict {
-    if tables.is_for_many() {
-        return Verdict::Pass;
-    }
     let endpoint = &syn.attempt.flow.endpoint;
     let port = tables.port(endpoint.port);
     let exact = match port.has_exact() {
@@ -97,6 +94,9 @@ pub fn verdict<T: Tables>(tables: &T, syn: &Syn, direction: Direction) -> Verdic
         Direction::Ingress => look_up(tables, port.wildcard()),
         Direction::Egress => None,
     };
+    if exact.or(wildcard).is_none() || tables.is_for_many() {
+        return Verdict::Pass;
+    }
     let closed = match (exact, wildcard) {
         (Some((gate, word, Effective::Closed(closed))), _) => Some((gate, word, closed)),
         (_, Some((gate, word, Effective::Closed(closed)))) if tables.is_for_this_host(syn) => {

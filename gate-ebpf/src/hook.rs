@@ -4,9 +4,10 @@ use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;
 use gate_common::abi::{Counter, Direction, HeldSyn};
 use gate_common::flow::GateId;
-use gate_common::parse::{Frame, Located, Packet, Syn, locate_at, untag};
+use gate_common::parse::{Frame, Located, Packet, Syn, locate_at, locate_plain, syn_plain, untag};
 use gate_common::verdict::{Verdict, Withheld, verdict};
 
+use crate::frame::Direct;
 use crate::maps::{HELD, Kernel, back, count, exact_now, miss, scratch, supersede};
 use crate::room;
 
@@ -64,25 +65,22 @@ pub fn locate<H: Hook>(hook: &H, ethertype: Option<[u8; 2]>) -> Frame {
     }
 }
 
-/// Judges what was located in a packet.
+/// Judges a frame, which may be a plain one: that is read from `direct`, by known offsets.
 #[inline(always)]
-pub fn judge<H: Hook>(hook: &H, frame: Frame) -> H::Code {
-    let located = match frame {
-        Frame::Tcp(located) if located.is_pure_syn() => located,
-        Frame::Tcp(_) | Frame::Other => return hook.pass(),
-        Frame::Unparsed => {
-            count(GateId::HOST, Counter::Unparsed);
-            return hook.pass();
-        }
+pub fn judge<H: Hook>(
+    hook: &H,
+    direct: &Direct,
+    ethertype: impl Fn() -> Option<[u8; 2]>,
+) -> H::Code {
+    let syn = match locate_plain(direct) {
+        Some(located) if !located.is_pure_syn() => return hook.pass(),
+        Some(located) => syn_plain(direct, located),
+        None => match locate(hook, ethertype()) {
+            Frame::Tcp(located) if located.is_pure_syn() => syn(hook, located),
+            Frame::Tcp(_) | Frame::Other => return hook.pass(),
+            Frame::Unparsed => None,
+        },
     };
-    let forgotten = || {
-        Some(Located {
-            network: forget(located.network)?,
-            transport: forget(located.transport)?,
-            ..located
-        })
-    };
-    let syn = forgotten().and_then(|located| located.syn(&hook.packet()));
     match syn {
         Some(syn) => act(hook, &syn),
         None => {
@@ -90,6 +88,16 @@ pub fn judge<H: Hook>(hook: &H, frame: Frame) -> H::Code {
             hook.pass()
         }
     }
+}
+
+#[inline(always)]
+fn syn<H: Hook>(hook: &H, located: Located) -> Option<Syn> {
+    let located = Located {
+        network: forget(located.network)?,
+        transport: forget(located.transport)?,
+        ..located
+    };
+    located.syn(&hook.packet())
 }
 
 /// More than any header that was located lies behind, and as far as the verifier lets a program

@@ -29,24 +29,28 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// Judges the SYNs that come in on a NIC.
 #[xdp]
+#[inline(always)]
 pub fn gate_xdp(ctx: XdpContext) -> u32 {
     xdp::judge(&ctx)
 }
 
 /// Judges the SYNs that come in on any interface.
 #[classifier]
+#[inline(always)]
 pub fn gate_tc_ingress(ctx: TcContext) -> i32 {
     tc::judge::<false>(&ctx)
 }
 
 /// Judges the SYNs that go out.
 #[classifier]
+#[inline(always)]
 pub fn gate_tc_egress(ctx: TcContext) -> i32 {
     tc::judge::<true>(&ctx)
 }
 
 /// Injects one held SYN a run. Never attached, only run by `BPF_PROG_TEST_RUN`.
 #[classifier]
+#[inline(always)]
 pub fn gate_replay(ctx: TcContext) -> i32 {
     replay::next(&ctx)
 }

@@ -6,8 +6,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use gate_common::abi::{
-    ALLOWED, AllowKey, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn, Holds,
-    MAX_ALLOWED, MAX_CHECKS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
+    ALLOWED, AllowKey, CHECKING as SLOTS, Counter, Cursor, DEFAULT_HELD, GateStats, Guard, HeldSyn,
+    Holds, MAX_ALLOWED, MAX_CHECKS, MAX_GATES, MAX_MISSING, Missing, REPLAY_BATCH, ReplayFrame,
+    checking_slot,
 };
 use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
 use gate_common::parse::Syn;
@@ -44,6 +45,11 @@ static RELEASED: HashMap<AttemptKey, GateId> = HashMap::with_max_entries(DEFAULT
 /// The connections of health checks that are being made.
 #[map]
 static CHECKS: LruHashMap<FlowKey, GateId> = LruHashMap::with_max_entries(MAX_CHECKS, 0);
+
+/// How many connections of health checks are being made from source ports, by their slot. It spares
+/// other SYNs the look into `CHECKS`.
+#[map]
+static CHECKING: Array<u64> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
 
 /// The sources that pass a closed gate.
 #[map]
@@ -264,7 +270,11 @@ impl<H: Hook> Tables for Kernel<'_, H> {
 
     #[inline(always)]
     fn is_check(&self, flow: &FlowKey) -> bool {
-        CHECKS.get_ptr(flow).is_some()
+        let count = CHECKING.get_ptr(checking_slot(flow.source_port));
+        // SAFETY: the pointer is to a map value; volatile, because user space counts there, and one
+        // aligned word, so it is never seen torn.
+        let is_one = count.is_some_and(|count| unsafe { count.read_volatile() } != 0);
+        is_one && CHECKS.get_ptr(flow).is_some()
     }
 
     #[inline(always)]

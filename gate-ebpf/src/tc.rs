@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use gate_common::abi::{CAPTURE_LEN, Direction, HeldSyn};
 use gate_common::checksum::is_partial;
 use gate_common::flow::GateId;
-use gate_common::parse::{Family, Frame, Packet, Syn, locate_plain};
+use gate_common::parse::{Family, Packet, Syn};
 use gate_common::reset::{self, Sum};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -74,18 +74,11 @@ pub fn judge<const EGRESS: bool>(ctx: &TcContext) -> i32 {
     if has_no_ethernet() {
         // The EtherType, in network byte order.
         let protocol = (ctx.skb.protocol() as u16).to_ne_bytes();
-        return hook::judge(hook, hook::locate(hook, Some(protocol)));
+        return hook::judge(hook, &Direct::new(0, 0), || Some(protocol));
     }
     // The headers are mostly where they can be read directly.
-    let plain = locate_plain(&Direct::new(ctx.data(), ctx.data_end()));
-    if plain.is_some_and(|located| !located.is_pure_syn()) {
-        return TC_ACT_UNSPEC;
-    }
-    let frame = match plain {
-        Some(located) => Frame::Tcp(located),
-        None => hook::locate(hook, hook.packet().load::<2>(EthHdr::LEN - 2)),
-    };
-    hook::judge(hook, frame)
+    let direct = Direct::new(ctx.data(), ctx.data_end());
+    hook::judge(hook, &direct, || hook.packet().load::<2>(EthHdr::LEN - 2))
 }
 
 impl<const EGRESS: bool> EbpfContext for Tc<'_, EGRESS> {

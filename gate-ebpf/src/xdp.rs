@@ -7,7 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use gate_common::abi::{CAPTURE_LEN, Direction, HeldSyn, TAG_LEN};
 use gate_common::flow::GateId;
-use gate_common::parse::{Family, Frame, Packet, Syn, locate_plain};
+use gate_common::parse::{Family, Packet, Syn};
 use gate_common::reset::{self, Sum};
 use network_types::eth::EthHdr;
 
@@ -28,11 +28,7 @@ pub fn judge(ctx: &XdpContext) -> u32 {
     }
     let hook = &Xdp { ctx };
     let packet = hook.direct();
-    let frame = match locate_plain(&packet) {
-        Some(located) => Frame::Tcp(located),
-        None => hook::locate(hook, packet.load::<2>(EthHdr::LEN - 2)),
-    };
-    hook::judge(hook, frame)
+    hook::judge(hook, &packet, || packet.load::<2>(EthHdr::LEN - 2))
 }
 
 impl Xdp<'_> {

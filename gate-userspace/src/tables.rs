@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, MapInfo, PerCpuArray};
 use gate_common::abi::{AllowKey, GateStats, Guard, HeldSyn, Holds, MAX_GATES, Missing};
-use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry};
+use gate_common::flow::{AttemptKey, EndpointKey, FlowKey, GateId, PortEntry, Shortcut};
 use gate_common::state::{BootTime, Closed, Effective, StateWord};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -25,6 +25,7 @@ mod guard;
 pub mod handovers;
 mod holds;
 pub mod shares;
+mod shortcuts;
 
 pub use checks::Checks;
 use shares::Shares;
@@ -33,14 +34,16 @@ use shares::Shares;
 pub const ARMED: &str = "ARMED";
 
 /// The pinned maps.
-pub const MAPS: [&str; 15] = [
+pub const MAPS: [&str; 17] = [
     ARMED,
     "GATES",
     "ENDPOINTS",
     "PORTS",
+    "SHORTCUTS",
     "HELD",
     "RELEASED",
     "CHECKS",
+    "CHECKING",
     "ALLOW",
     "GUARDS",
     "MISSING",
@@ -57,6 +60,7 @@ pub struct Tables {
     gates: Array<MapData, StateWord>,
     endpoints: HashMap<MapData, EndpointKey, GateId>,
     ports: Array<MapData, PortEntry>,
+    shortcuts: Array<MapData, Shortcut>,
     held: HashMap<MapData, FlowKey, HeldSyn>,
     released: HashMap<MapData, AttemptKey, GateId>,
     allow: LpmTrie<MapData, AllowKey, u32>,
@@ -129,6 +133,7 @@ impl Tables {
             gates: typed(Map::Array(data("GATES")?), pins.map("GATES"))?,
             endpoints: typed(Map::HashMap(data("ENDPOINTS")?), pins.map("ENDPOINTS"))?,
             ports: typed(Map::Array(data("PORTS")?), pins.map("PORTS"))?,
+            shortcuts: typed(Map::Array(data("SHORTCUTS")?), pins.map("SHORTCUTS"))?,
             held: typed(Map::HashMap(held), pins.map("HELD"))?,
             released: typed(Map::HashMap(data("RELEASED")?), pins.map("RELEASED"))?,
             allow: typed(Map::LpmTrie(data("ALLOW")?), pins.map("ALLOW"))?,

@@ -12,9 +12,11 @@ use aya::maps::{
 };
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use gate_common::abi::{AllowKey, Counter, GateStats, Guard, HeldSyn, Missing};
+use gate_common::abi::{AllowKey, Counter, GateStats, Guard, HeldSyn, Missing, checking_slot};
 use gate_common::checksum::is_partial;
-use gate_common::flow::{Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry};
+use gate_common::flow::{
+    Address, AttemptKey, EndpointKey, FlowKey, GateId, Port, PortEntry, Shortcut,
+};
 use gate_common::parse::{Family, Frame, Syn, locate};
 use gate_common::reset::{self, Sum};
 use gate_common::shares::{Room, TOTAL};
@@ -55,6 +57,31 @@ pub struct Effect {
     pub missing: bool,
 }
 
+/// What there is in the slots of the endpoints' shortcuts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shortcuts {
+    /// A shortcut each; of two with one slot, the later one's.
+    #[default]
+    Made,
+    /// Nothing.
+    None,
+    /// One half of which is of another gate: what a program may see while it is written.
+    Torn,
+}
+
+impl Shortcuts {
+    fn of(self, endpoint: EndpointKey, gate: GateId) -> Shortcut {
+        match self {
+            Self::Made => Shortcut::new(endpoint, gate),
+            Self::None => Shortcut::NONE,
+            Self::Torn => Shortcut {
+                gate: GateId(gate.0 ^ 1),
+                ..Shortcut::new(endpoint, gate)
+            },
+        }
+    }
+}
+
 /// The gates of a test: endpoint, gate, and the gate's word.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
@@ -62,6 +89,8 @@ pub struct Setup {
     pub armed: bool,
     /// The endpoints.
     pub endpoints: Vec<(EndpointKey, GateId)>,
+    /// What the slots of their shortcuts have.
+    pub shortcuts: Shortcuts,
     /// The words of the gates.
     pub words: Vec<(GateId, StateWord)>,
     /// Attempts that were released.
@@ -517,14 +546,21 @@ impl Kernel {
             self.hash::<AttemptKey, GateId>("RELEASED")?
                 .insert(attempt, GateId(1), 0)?;
         }
-        self.clear::<FlowKey, GateId>("CHECKS")?;
+        for (flow, _) in self.clear::<FlowKey, GateId>("CHECKS")? {
+            let slot = checking_slot(flow.source_port);
+            self.array("CHECKING")?.set(slot, 0_u64, 0)?;
+        }
         for flow in &setup.checks {
+            let slot = checking_slot(flow.source_port);
+            self.array("CHECKING")?.set(slot, 1_u64, 0)?;
             self.hash::<FlowKey, GateId>("CHECKS")?
                 .insert(flow, GateId::HOST, 0)?;
         }
         for (key, _) in self.clear::<EndpointKey, GateId>("ENDPOINTS")? {
             let port = u32::from(key.port.number());
             self.array("PORTS")?.set(port, PortEntry::default(), 0)?;
+            self.array("SHORTCUTS")?
+                .set(Shortcut::slot(&key), Shortcut::NONE, 0)?;
         }
         for (key, gate) in &setup.endpoints {
             self.hash::<EndpointKey, GateId>("ENDPOINTS")?
@@ -532,6 +568,13 @@ impl Kernel {
             let entry = setup.port(key.port);
             self.array("PORTS")?
                 .set(u32::from(key.port.number()), entry, 0)?;
+            if key.address != Address::ANY {
+                self.array("SHORTCUTS")?.set(
+                    Shortcut::slot(key),
+                    setup.shortcuts.of(*key, *gate),
+                    0,
+                )?;
+            }
         }
         self.array(".bss")?.set(0, u64::from(setup.armed), 0)?;
         self.set_allowed(&setup.allowed)?;

@@ -28,7 +28,7 @@ use crate::tables::handovers::MAPS;
 pub static STEER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Maps that the other object made.
-const SHARED: [&str; 3] = ["ENDPOINTS", "PORTS", "PEERS"];
+const SHARED: [&str; 4] = ["ENDPOINTS", "PORTS", "SHORTCUTS", "PEERS"];
 
 /// The types that every kernel with such a program knows (Linux 5.9): functions, global ones, and
 /// sections. What is newer is put into these words.

@@ -73,6 +73,7 @@ impl Tables {
             .iter()
             .filter_map(|(endpoint, gate)| Some((EndpointKey::from(*endpoint), (*gate)?)));
         let entered: Vec<(EndpointKey, GateId)> = entered.collect();
+        self.remove_shortcuts(changed.keys().copied())?;
         sys::update_all(self.endpoints.map().fd().as_fd(), &entered).map_err(
             |error| match is_full(&error) {
                 true => Error::Full {
@@ -91,6 +92,10 @@ impl Tables {
         }
         // After what is entered and before what goes: it never leads to a slot that is another's.
         self.index_all(&after)?;
+        let led = changed
+            .iter()
+            .filter_map(|(it, gate)| Some((*it, (*gate)?)));
+        self.make_shortcuts(led)?;
         let gone = changed.iter().filter(|(_, gate)| gate.is_none());
         let gone: Vec<EndpointKey> = gone.map(|(it, _)| EndpointKey::from(*it)).collect();
         sys::delete_all(self.endpoints.map().fd().as_fd(), &gone)

@@ -1,9 +1,11 @@
 //! The connections of health checks.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, SkStorage};
+use gate_common::abi::{CHECKING, checking_slot};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::handover::Peer;
 
@@ -11,12 +13,16 @@ use super::{ARMED, open_map, typed};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::pins::Pins;
+use crate::sys::mapping::Counts;
 
 /// The connections of health checks, which pass a closed gate that lets them. They need no lock:
 /// an entry names one connection of the process that makes it.
 pub struct Checks {
     armed: Array<MapData, u64>,
     map: HashMap<MapData, FlowKey, GateId>,
+    counts: Counts,
+    /// What was entered and counted here.
+    entered: HashSet<FlowKey>,
     peers: SkStorage<MapData, Peer>,
 }
 
@@ -30,6 +36,9 @@ impl Checks {
         Ok(Self {
             armed: typed(Map::Array(data(ARMED)?), pins.map(ARMED))?,
             map: typed(Map::LruHashMap(data("CHECKS")?), pins.map("CHECKS"))?,
+            counts: Counts::new(data("CHECKING")?.fd().as_fd(), CHECKING as usize)
+                .map_err(Error::call("mmap", "CHECKING"))?,
+            entered: HashSet::new(),
             peers: typed(Map::SkStorage(data("PEERS")?), pins.map("PEERS"))?,
         })
     }
@@ -46,9 +55,15 @@ impl Checks {
     /// # Errors
     /// Those of the map.
     pub fn enter(&mut self, from: SocketAddr, to: SocketAddr) -> Result<()> {
+        let flow = flow(from, to);
+        // First: the data path looks at the entry only where one is counted.
+        if self.entered.insert(flow) {
+            self.count(&flow, 1);
+        }
         self.map
-            .insert(flow(from, to), GateId::HOST, 0)
+            .insert(flow, GateId::HOST, 0)
             .map_err(Error::aya(format!("enter the check of {to}")))
+            .inspect_err(|_| self.leave(from, to))
     }
 
     /// Lets a socket connect to where it is told, also where that is handed over: it is to find out
@@ -62,10 +77,20 @@ impl Checks {
             .map_err(Error::aya("mark a check's socket in PEERS"))
     }
 
-    /// Takes that back.
+    /// Takes that back. A process that dies before leaves a count that is too high: other SYNs from
+    /// that slot's ports cost a look more.
     pub fn leave(&mut self, from: SocketAddr, to: SocketAddr) {
+        let flow = flow(from, to);
         // Pushed out by others, or removed with the map: gone is gone.
-        let _gone = self.map.remove(&flow(from, to));
+        let _gone = self.map.remove(&flow);
+        if self.entered.remove(&flow) {
+            self.count(&flow, -1);
+        }
+    }
+
+    fn count(&self, flow: &FlowKey, number: i64) {
+        let slot = checking_slot(flow.source_port);
+        self.counts.add(slot as usize, number);
     }
 }
 

@@ -28,6 +28,7 @@ impl Tables {
         if let Some(gate) = self.gate_of(endpoint)? {
             // Whoever entered it may have died before the index was written.
             self.index(endpoint.port, None)?;
+            self.make_shortcuts([(endpoint, gate)])?;
             return Ok(gate);
         }
         let gate = self.free_gate(lock, kept, now)?;
@@ -80,6 +81,9 @@ impl Tables {
     /// [`Error::Full`], and those of the maps.
     pub fn lead(&mut self, lock: &Lock, endpoint: Endpoint, gate: GateId) -> Result<()> {
         let before = self.gate_of(endpoint)?.filter(|before| *before != gate);
+        if before.is_some() {
+            self.remove_shortcuts([endpoint])?;
+        }
         match self.endpoints.insert(EndpointKey::from(endpoint), gate, 0) {
             Ok(()) => {}
             Err(MapError::SyscallError(error)) if is_full(&error.io_error) => {
@@ -91,6 +95,7 @@ impl Tables {
             Err(error) => return Err(Error::aya(format!("enter {endpoint}"))(error)),
         }
         self.index(endpoint.port, None)?;
+        self.make_shortcuts([(endpoint, gate)])?;
         match before {
             Some(before) => self.discard(lock, &BTreeSet::from([before])),
             None => Ok(()),
@@ -106,8 +111,9 @@ impl Tables {
             return Ok(());
         };
         self.discard(lock, &BTreeSet::from([gate]))?;
-        // The index first: it must never lead to a slot that another endpoint has.
+        // The index and the shortcut first: they must never lead to a slot that another endpoint has.
         self.index(endpoint.port, Some(endpoint))?;
+        self.remove_shortcuts([endpoint])?;
         self.endpoints
             .remove(&EndpointKey::from(endpoint))
             .map_err(Error::aya(format!("forget {endpoint}")))
@@ -123,6 +129,7 @@ impl Tables {
             return Ok(());
         };
         self.index(alias.port, Some(alias))?;
+        self.remove_shortcuts([alias])?;
         self.endpoints
             .remove(&EndpointKey::from(alias))
             .map_err(Error::aya(format!("forget {alias}")))?;

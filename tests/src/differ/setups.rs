@@ -10,7 +10,7 @@ use gate_common::state::{BootTime, Closed, StateWord};
 use gate_userspace::clock;
 
 use super::frames::{BARE_V4, BARE_V6, ISNS, PORTS, V4, V6};
-use crate::kernel::Setup;
+use crate::kernel::{Setup, Shortcuts};
 
 /// A lease that outlasts every run, in nanoseconds.
 const HOUR: u64 = 3_600_000_000_000;
@@ -91,6 +91,7 @@ pub fn setup(seed: u64) -> Setup {
                 .push((endpoint, Missing { since, gate, zero }));
         }
     }
+    setup.shortcuts = [Shortcuts::Made, Shortcuts::None, Shortcuts::Torn][random.usize(..3)];
     setup
 }
 
