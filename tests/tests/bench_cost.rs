@@ -124,6 +124,30 @@ fn scale_of(part: Vec<Part>) -> scale::Options {
     }
 }
 
+/// Each rig proves by itself that it is in the traffic's way, and what it keeps away.
+#[test]
+fn every_rig_beside_the_traffic_does_what_it_is_named_for() {
+    if !has(Feature::Tcx) || !has(Feature::Nftables) {
+        return;
+    }
+    // xdp-filter is no program of the tests.
+    let rigs = ["nothing", "gate", "program", "iptables", "nft"];
+    let raw = cost::measure(&cost::Options {
+        part: vec![cost::Part::Thread],
+        path: vec![Path::Veth, Path::Loopback],
+        rig: rigs.map(str::to_owned).to_vec(),
+        rounds: 1,
+        repeat: 1,
+        turns: 1,
+        output: Output::default(),
+    })
+    .unwrap();
+    assert_eq!(raw.traffic.len(), 2 * (11 + 7));
+    for traffic in &raw.traffic {
+        assert!(traffic.rate[0] > 0.0 && traffic.cpu[0] > 0.0, "{traffic:?}");
+    }
+}
+
 #[test]
 fn what_was_measured_of_the_cost_is_told_and_can_be_read_again() {
     let of = |rig: &str, rate: f64| cost::Traffic {

@@ -2,9 +2,10 @@
 //! and costs with each way to be there, against programs that do nothing and against firewalls.
 //!
 //! Each rig has a namespace of its own, and all of them stand at once; they take turns. Ratios are
-//! taken within a round.
+//! taken within a round. After the rounds each of them is to prove that it was in the traffic's way.
 
 mod packets;
+mod proof;
 mod report;
 mod traffic;
 
@@ -26,6 +27,9 @@ pub struct Options {
     /// Where the traffic goes; can be given more than once
     #[arg(long, value_enum, default_values = ["veth", "loopback"])]
     pub path: Vec<Path>,
+    /// Only traffic with rigs whose names contain this, beside nothing; can be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub rig: Vec<String>,
     /// Rounds of packets and of the thread; a round of iperf3 comes with every fourth
     #[arg(long, default_value_t = 32)]
     pub rounds: u32,
@@ -38,6 +42,14 @@ pub struct Options {
     /// Where the figures go
     #[command(flatten)]
     pub output: Output,
+}
+
+impl Options {
+    /// Whether a rig of this name is measured. Ratios need the rig that is nothing.
+    fn wants(&self, name: &str) -> bool {
+        let is_asked_for = self.rig.iter().any(|text| name.contains(text));
+        self.rig.is_empty() || name == traffic::NOTHING || is_asked_for
+    }
 }
 
 /// A part of the benchmark.

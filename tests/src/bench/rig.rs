@@ -126,7 +126,10 @@ impl Standing {
     pub fn counted(&self, topology: &Topology) -> Result<Option<u64>> {
         Ok(match self.rig {
             Rig::Nothing => None,
-            Rig::Gate { .. } => Some(topology.run(Side::Server, withheld)?),
+            // Of what they hold they keep a copy.
+            Rig::Gate { .. } => Some(topology.run(Side::Server, || {
+                counted(&[Counter::Dropped, Counter::Overflowed])
+            })?),
             Rig::Program(..) => self.program.as_ref().map(Baseline::runs).transpose()?,
             Rig::Nft(_) => {
                 let counters = nft::counters(topology, Side::Server)?;
@@ -156,17 +159,14 @@ impl Standing {
     }
 }
 
-/// What gates withheld and keep no copy of.
-fn withheld() -> Result<u64> {
+/// What these counters of all gates of the calling thread's network namespace come to.
+pub fn counted(counters: &[Counter]) -> Result<u64> {
     let status = status::read(&Pins::here()?)?.context("gate is not up")?;
-    let gates = status.gates.iter();
-    let of = |counter: Counter| -> u64 {
-        let counts = gates
-            .clone()
-            .map(|gate| gate.stats.counts[counter as usize]);
-        counts.sum()
+    let of = |counter: &Counter| -> u64 {
+        let gates = status.gates.iter();
+        gates.map(|gate| gate.stats.counts[*counter as usize]).sum()
     };
-    Ok(of(Counter::Dropped) + of(Counter::Overflowed))
+    Ok(counters.iter().map(of).sum())
 }
 
 fn gate(

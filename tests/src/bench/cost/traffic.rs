@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::proof::{MOST, prove};
 use super::{Options, Part};
 use crate::bench::path::Path;
 use crate::bench::rig::{Answer, Hook, Rig, Standing};
@@ -46,6 +47,8 @@ pub const IPERF3: &str = "bytes by iperf3";
 
 /// The port that the traffic is for. What is closed or dropped is another.
 const PORT: u16 = 5_201;
+/// That one.
+const OTHER: u16 = 9_999;
 /// How long iperf3 measures, in seconds.
 const SECONDS: u32 = 1;
 /// A round of iperf3 comes with every fourth of the thread.
@@ -79,8 +82,8 @@ const fn gate(hook: Hook, close: &'static str) -> Rig {
     }
 }
 
-/// The rigs of a path. On loopback there is no XDP: it would copy every packet there.
-fn rigs(path: Path) -> Vec<(&'static str, Rig)> {
+/// The rigs of a path that are asked for. On loopback there is no XDP: it would copy every packet there.
+fn rigs(options: &Options, path: Path) -> Vec<(&'static str, Rig)> {
     let tc = match path {
         Path::Veth => Hook::TcBoth,
         Path::Loopback => Hook::Tc,
@@ -99,7 +102,7 @@ fn rigs(path: Path) -> Vec<(&'static str, Rig)> {
                 "XDP program, passes all",
                 Rig::Program(Hook::Xdp, Answer::Pass),
             ),
-            ("xdp-filter", Rig::XdpFilter(Hook::Xdp, 9_999)),
+            ("xdp-filter", Rig::XdpFilter(Hook::Xdp, OTHER)),
             ("gate, generic XDP, open", gate(Hook::XdpGeneric, "")),
             (
                 "generic XDP program, passes all",
@@ -108,6 +111,7 @@ fn rigs(path: Path) -> Vec<(&'static str, Rig)> {
         ]);
     }
     rigs.extend([("iptables, conntrack", IPTABLES), ("nft, conntrack", NFT)]);
+    rigs.retain(|(name, _)| options.wants(name));
     rigs
 }
 
@@ -127,10 +131,10 @@ pub fn measure(options: &Options, path: Path, part: Part) -> Result<Vec<Traffic>
 fn by_thread(options: &Options, path: Path, what: &str) -> Result<Vec<Traffic>> {
     let mut all = Vec::new();
     let mut lanes: Vec<(Lane, Standing)> = Vec::new();
-    for (name, rig) in rigs(path) {
+    for (name, rig) in rigs(options, path) {
         let lane = match what {
-            CONNECTIONS => Lane::connections(path, target(path)),
-            _ => Lane::stream(path, target(path), false),
+            CONNECTIONS => Lane::connections(path, at(path, PORT)),
+            _ => Lane::stream(path, at(path, PORT), false),
         }?;
         let standing = rig.set_up(lane.topology(), path.interface());
         lanes.push((lane, standing.with_context(|| format!("set up: {name}"))?));
@@ -160,8 +164,21 @@ fn by_thread(options: &Options, path: Path, what: &str) -> Result<Vec<Traffic>> 
             });
         }
     }
-    for ((lane, standing), traffic) in lanes.iter().zip(&all) {
-        check(lane.topology(), standing, &traffic.rig)?;
+    for ((lane, standing), (name, rig)) in lanes.iter().zip(rigs(options, path)) {
+        let work = || {
+            let (done, _) = lane.turn()?;
+            Ok(match what {
+                CONNECTIONS => done as u64,
+                _ => done as u64 / 8 / MOST,
+            })
+        };
+        prove(
+            (lane.topology(), path),
+            (standing, rig),
+            at(path, OTHER),
+            work,
+        )
+        .with_context(|| format!("{what}, {}: {name}", path.name()))?;
     }
     Ok(all)
 }
@@ -169,13 +186,13 @@ fn by_thread(options: &Options, path: Path, what: &str) -> Result<Vec<Traffic>> 
 fn by_iperf3(options: &Options, path: Path) -> Result<Vec<Traffic>> {
     let mut all = Vec::new();
     let mut topologies = Vec::new();
-    for (name, rig) in rigs(path) {
+    for (name, rig) in rigs(options, path) {
         topologies.push(Topology::new()?);
         all.push(Traffic::new(path, IPERF3, name, rig));
     }
     let mut lanes = Vec::new();
-    for (topology, (name, rig)) in topologies.iter().zip(rigs(path)) {
-        let iperf3 = Iperf3::start(topology, target(path))?;
+    for (topology, (name, rig)) in topologies.iter().zip(rigs(options, path)) {
+        let iperf3 = Iperf3::start(topology, at(path, PORT))?;
         let standing = rig.set_up(topology, path.interface());
         lanes.push((iperf3, standing.with_context(|| format!("set up: {name}"))?));
     }
@@ -191,8 +208,14 @@ fn by_iperf3(options: &Options, path: Path) -> Result<Vec<Traffic>> {
             all[index].cpu.push(spent / gigabytes);
         }
     }
-    for ((topology, (_, standing)), traffic) in topologies.iter().zip(&lanes).zip(&all) {
-        check(topology, standing, &traffic.rig)?;
+    let standing = topologies.iter().zip(&lanes);
+    for ((topology, (iperf3, standing)), (name, rig)) in standing.zip(rigs(options, path)) {
+        let work = || {
+            let rate = iperf3.measure(path.client(), false, SECONDS)?;
+            Ok((rate * f64::from(SECONDS)) as u64 / 8 / MOST)
+        };
+        prove((topology, path), (standing, rig), at(path, OTHER), work)
+            .with_context(|| format!("{IPERF3}, {}: {name}", path.name()))?;
     }
     Ok(all)
 }
@@ -210,25 +233,12 @@ impl Traffic {
     }
 }
 
-/// Nothing of the traffic may have been dropped.
-fn check(topology: &Topology, standing: &Standing, name: &str) -> Result<()> {
-    let dropped = match standing.is_program() {
-        true => None,
-        false => standing.counted(topology)?,
-    };
-    ensure!(
-        dropped.unwrap_or(0) == 0,
-        "{name} dropped {dropped:?} packets"
-    );
-    Ok(())
-}
-
-fn target(path: Path) -> SocketAddr {
+fn at(path: Path, port: u16) -> SocketAddr {
     let address: IpAddr = match path {
         Path::Veth => SERVER_V4.into(),
         Path::Loopback => Ipv4Addr::LOCALHOST.into(),
     };
-    SocketAddr::new(address, PORT)
+    SocketAddr::new(address, port)
 }
 
 /// The seconds that all processors have been busy so far.
