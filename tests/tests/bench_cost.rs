@@ -9,6 +9,7 @@ use gate_tests::bench::record::Output;
 use gate_tests::bench::record::{self, Raw as _};
 use gate_tests::bench::scale::{self, Part};
 use gate_tests::require::{Feature, has};
+use serde_json::json;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -146,6 +147,27 @@ fn every_rig_beside_the_traffic_does_what_it_is_named_for() {
     for traffic in &raw.traffic {
         assert!(traffic.rate[0] > 0.0 && traffic.cpu[0] > 0.0, "{traffic:?}");
     }
+}
+
+#[test]
+fn what_a_gate_costs_above_the_sender_is_told_beside_the_whole() {
+    let case = |name: &str, kind: &str, each: u64| {
+        json!({
+            "device": "tap", "name": name, "kind": kind, "is_promised": kind == "gate-tc",
+            "counted": null,
+            "slices": [{ "packets": 10, "cpu_ns": each * 10, "wall_ns": each * 10 }],
+        })
+    };
+    let cases = [
+        case("sender", "sender", 100),
+        case("all", "drop-tc", 200),
+        case("gate drop", "gate-tc", 210),
+    ];
+    let raw = json!({ "version": 1, "slice_ms": 1, "cases": cases, "served": [] });
+    let raw: Flood = serde_json::from_value(raw).unwrap();
+    let text = raw.report().text;
+    let row = "| gate drop | 210 | 210 to 210 | 110 | 4.76 M | - | 1.05 (<= 1.10) | 1.10 |";
+    assert!(text.contains(row), "{text}");
 }
 
 #[test]

@@ -33,12 +33,12 @@ pub struct Served {
     pub after: Clients,
 }
 
-/// Clients that connected and asked, at a steady rate.
+/// Clients that connected and asked, each when it was due: the load is open-loop (see [`Load`]).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Clients {
     /// Those that got no answer.
     pub failed: u64,
-    /// What the others took, from when they were due, in µs.
+    /// What the others took, from when they were due, in µs, ascending.
     pub latencies_us: Vec<u64>,
 }
 
