@@ -163,6 +163,12 @@ impl<'a> HaProxy<'a> {
             .with_context(|| format!("no frontend in {table}"))
     }
 
+    /// Whether it has ever had as many connections from clients as the frontend may have.
+    pub fn was_full(&self) -> Result<bool> {
+        let table = self.ask("show stat")?;
+        was_full(&table).with_context(|| format!("no frontend in {table}"))
+    }
+
     /// Does it take this server for one that is there, by its checks?
     pub fn is_up(&self, server: &str) -> Result<bool> {
         let table = self.ask("show stat")?;
@@ -188,6 +194,12 @@ fn wait_for(socket: &Path) -> Result<()> {
         sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// The most connections that the frontend had, against its limit.
+fn was_full(table: &str) -> Option<bool> {
+    let count = |column| cell(table, "web,FRONTEND,", column)?.parse::<u64>().ok();
+    Some(count("smax")? >= count("slim")?)
 }
 
 /// This column of the row that begins so.
@@ -257,5 +269,13 @@ mod tests {
         assert_eq!(cell(table, "web,FRONTEND,", "scur"), Some("12"));
         assert_eq!(cell(table, "app,app1,", "scur"), Some("7"));
         assert_eq!(cell("# pxname,svname,scur\n", "app,app1,", "scur"), None);
+    }
+
+    #[test]
+    fn a_frontend_was_full_when_its_limit_was_reached() {
+        let table = |most| format!("# pxname,svname,smax,slim\nweb,FRONTEND,{most},750\n");
+        assert_eq!(was_full(&table(749)), Some(false));
+        assert_eq!(was_full(&table(750)), Some(true));
+        assert_eq!(was_full("# pxname,svname,smax\nweb,FRONTEND,7\n"), None);
     }
 }

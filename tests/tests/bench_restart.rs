@@ -88,4 +88,12 @@ fn the_figures_of_a_restart_become_a_table_and_a_plot() {
             .to_svg()
             .contains(&format!("{lost} failed"))
     );
+    // What else happened is told below, and the row says that there is something.
+    assert!(!report.text.contains("nothing *"), "{}", report.text);
+    let mut noted = figures;
+    noted.restarts[0].remark = Some("it rained".to_owned());
+    let text = noted.report().text;
+    assert!(text.contains("\n| nothing * |"), "{text}");
+    let note = "\n\\* nothing, 50 a second, 300 ms: it rained.\n";
+    assert!(text.contains(note), "{text}");
 }

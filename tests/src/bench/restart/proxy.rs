@@ -38,10 +38,23 @@ fn start<'a>(topology: &'a Topology, release: Release, defaults: &str) -> Result
     )
 }
 
-/// How it ended, where it did.
-fn fate(haproxy: &HaProxy) -> Result<Option<String>> {
-    let fate = haproxy.fate()?;
-    Ok(fate.map(|fate| format!("HAProxy ended: {fate}")))
+/// How it ended, where it did; else, whether its limit made clients wait for each other.
+fn remark(haproxy: &HaProxy) -> Result<Option<String>> {
+    if let Some(fate) = haproxy.fate()? {
+        return Ok(Some(format!("HAProxy ended: {fate}")));
+    }
+    if !haproxy.was_full()? {
+        return Ok(None);
+    }
+    let (most, files) = (connections()?, most_files()?);
+    let why = match u64::from(most) < CONNECTIONS {
+        true => format!(", two files each, by this machine's limit of {files} open files"),
+        false => String::new(),
+    };
+    Ok(Some(format!(
+        "HAProxy had all the connections that it may have at once ({most}{why}), so clients waited \
+         for each other"
+    )))
 }
 
 /// It is told to take no more connections, which then wait in its accept queue.
@@ -88,7 +101,7 @@ impl Valve for Maxconn<'_> {
     }
 
     fn remark(&self) -> Result<Option<String>> {
-        fate(&self.0)
+        remark(&self.0)
     }
 }
 
@@ -115,6 +128,6 @@ impl Valve for Retries<'_> {
     }
 
     fn remark(&self) -> Result<Option<String>> {
-        fate(&self.0)
+        remark(&self.0)
     }
 }

@@ -28,7 +28,7 @@ pub fn report(figures: &Figures) -> Report {
     }
     for restart in &figures.restarts {
         if let Some(remark) = &restart.remark {
-            text += &format!("\n{}: {remark}.\n", figures.name_of(restart));
+            text += &format!("\n\\* {}: {remark}.\n", figures.name_of(restart));
         }
     }
     for failure in &figures.failures {
@@ -44,7 +44,8 @@ when they were due, or when the backend was back; p99 of the requests that were 
 the longest of all. Medians of the rounds. `failed` is of all requests. The backend takes 5 ms for each
 request, which is part of what is added. The lowest row there can be is an open socket, into which
 clients connect while nobody accepts. Gate has room for 32,768 held connections (`gate up --held`; the
-default is 16,384); the open socket has it for as many as its backlog says.
+default is 16,384); the open socket has it for as many as its backlog says. Of rows with a `*` the notes
+tell more.
 ";
 
 /// One restart in a few words.
@@ -130,7 +131,10 @@ impl Figures {
     }
 
     fn row(&self, way: &Way, rate: u32) -> Vec<String> {
-        let mut cells = vec![way.title.clone()];
+        let mut made = self.restarts.iter();
+        let is_noted = made.any(|it| it.way == way.name && it.rate == rate && it.remark.is_some());
+        let mark = if is_noted { " *" } else { "" };
+        let mut cells = vec![format!("{}{mark}", way.title)];
         for outage in self.outages() {
             let mut made = self.of(&way.name, rate, outage);
             if made.next().is_none() {
