@@ -10,9 +10,9 @@ use std::time::Duration;
 use std::{fs, io};
 
 use common::{
-    CHANGES, Clients, ENDPOINT, LIMIT, MS, ROOT, TARGET, assert_connects_at_once,
-    assert_documented, exists, gate, listen, mode, refused, shell, start_daemon, start_restart,
-    stop_daemon, up, wait_until,
+    CHANGES, ENDPOINT, LIMIT, MS, ROOT, TARGET, assert_connects_at_once, assert_documented, exists,
+    gate, held_client, listen, mode, refused, shell, start_daemon, start_restart, stop_daemon, up,
+    wait_until,
 };
 use gate_common::abi::ABI_VERSION;
 use gate_tests::backend::Options;
@@ -27,20 +27,46 @@ use nix::sys::signal::Signal;
 
 // ---- While a restart is under way ----
 
+/// What becomes of the way to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Clients reach it as before.
+    Stays,
+    /// Nobody reaches it.
+    Goes,
+}
+
 /// What happens to the host while the gate is closed.
-const EVENTS: [(&str, &str); 8] = [
+const EVENTS: [(&str, &str, Way); 8] = [
     (
         "the interface is renamed",
         "ip link set eth0 down; ip link set eth0 name eth5; ip link set eth5 up",
+        Way::Stays,
     ),
-    ("the interface is down", "ip link set eth0 down"),
-    ("the interface is deleted", "ip link del eth0"),
-    ("the interface moves", "ip link set eth0 netns $OTHER"),
-    ("its address goes", "ip address flush dev eth0"),
-    ("bpffs is unmounted", "umount -l /sys/fs/bpf"),
-    ("bpffs is covered", "mount -t bpf bpf /sys/fs/bpf"),
-    ("the pins are removed", "rm -rf /sys/fs/bpf/gate"),
+    ("the interface is down", "ip link set eth0 down", Way::Goes),
+    ("the interface is deleted", "ip link del eth0", Way::Goes),
+    (
+        "the interface moves",
+        "ip link set eth0 netns $OTHER",
+        Way::Goes,
+    ),
+    ("its address goes", "ip address flush dev eth0", Way::Goes),
+    ("bpffs is unmounted", "umount -l /sys/fs/bpf", Way::Stays),
+    (
+        "bpffs is covered",
+        "mount -t bpf bpf /sys/fs/bpf",
+        Way::Stays,
+    ),
+    (
+        "the pins are removed",
+        "rm -rf /sys/fs/bpf/gate",
+        Way::Stays,
+    ),
 ];
+
+/// A client is held for the lease at the most, and may then have to send its SYN once more: after 2 s
+/// at that point.
+const SERVED: Duration = Duration::from_secs(5);
 
 /// Makes it happen.
 #[track_caller]
@@ -85,7 +111,7 @@ fn assert_mended(topology: &Topology) {
 fn whatever_goes_while_a_restart_is_under_way_it_ends_and_down_then_up_mends_it() {
     for was_up in [true, false] {
         let step = Extent::wanted().pick(2, 1);
-        for (what, line) in EVENTS
+        for (what, line, way) in EVENTS
             .into_iter()
             .skip(usize::from(was_up) % step)
             .step_by(step)
@@ -98,22 +124,29 @@ fn whatever_goes_while_a_restart_is_under_way_it_ends_and_down_then_up_mends_it(
             let other = topology.namespace().unwrap();
             let options = ["--max-hold", "2s", "--check", "exec:true"];
             let restart = match was_up {
-                true => start_restart(&topology, &options, &["sleep", "0.5"]),
+                true => start_restart(&topology, &options, &["sleep", "1"]),
                 false => start_alone(&topology, &options),
             };
-            let client = Clients::one(&topology, TARGET);
+            let client = held_client(&topology, ENDPOINT, TARGET);
             happen(&topology, line, &other);
             let output = assert_ends(&restart, what);
             assert!(output.took < Duration::from_secs(15), "{what}: {output}");
+            match way {
+                Way::Stays => {
+                    let took = client.finish_connected();
+                    println!("{what}: was up {was_up}: the client waited {took:?}");
+                    assert!(took < SERVED, "{what}: {took:?}, {output}");
+                }
+                Way::Goes => assert_eq!(client.connected(), 0, "{what}"),
+            }
             assert_mended(&topology);
-            drop(client);
         }
     }
 }
 
 /// Starts a restart that attaches by itself, and returns when the gate is closed.
 fn start_alone(topology: &Topology, options: &[&str]) -> Process {
-    let args = [&["restart", ENDPOINT], options, &["--", "sleep", "0.5"]].concat();
+    let args = [&["restart", ENDPOINT], options, &["--", "sleep", "1"]].concat();
     let restart = topology.spawn_gate(args).unwrap();
     wait_until("the gate is closed", || {
         restart
@@ -161,7 +194,7 @@ fn a_namespace_that_goes_while_its_gate_is_closed_is_cleared_up_by_a_purge() {
 
 #[test]
 fn a_daemon_outlives_interfaces_and_file_systems_that_go() {
-    for (what, line) in EVENTS.into_iter().step_by(Extent::wanted().pick(2, 1)) {
+    for (what, line, _) in EVENTS.into_iter().step_by(Extent::wanted().pick(2, 1)) {
         let topology = Topology::new().unwrap();
         let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
         let other = topology.namespace().unwrap();
