@@ -36,8 +36,10 @@ use crate::gates::GateName;
 use crate::hooks::Slot;
 use crate::steering;
 
+mod anchor;
 mod managed;
 
+pub use anchor::Anchor;
 pub use managed::{Made, Managed};
 
 /// The mount point of bpffs.
@@ -78,7 +80,7 @@ pub struct Pins {
 /// The right to change anything. Released on drop, or when the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 /// The right to restart one gate. Released on drop, or when the process dies.
@@ -262,14 +264,7 @@ impl Pins {
     /// # Errors
     /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`], [`Error::Locked`].
     pub fn lock(&self) -> Result<Lock> {
-        let start = Instant::now();
-        loop {
-            match self.try_lock()? {
-                Some(lock) => return Ok(lock),
-                None if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
-                None => return Err(self.locked()),
-            }
-        }
+        patiently(self, || self.try_lock())
     }
 
     /// As [`lock`](Self::lock), but none where another command has it now.
@@ -283,7 +278,7 @@ impl Pins {
         self.check_owner()?;
         self.check_version()?;
         let lock = match try_flock(&self.root)? {
-            Flocked::Taken(file) if is_at(&file, &self.root) => Lock { _file: file },
+            Flocked::Taken(file) if is_at(&file, &self.root) => Lock { file },
             Flocked::Busy => return Ok(None),
             // Removed by a `gate down` that we waited for.
             Flocked::Taken(_) | Flocked::Gone => return Err(Error::NotUp),
@@ -311,7 +306,7 @@ impl Pins {
             self.check_owner()?;
             match try_flock(&self.root)? {
                 Flocked::Taken(file) if is_at(&file, &self.root) => {
-                    return Ok(Lock { _file: file });
+                    return Ok(Lock { file });
                 }
                 // Removed by a `gate down` that we waited for: make it anew.
                 Flocked::Taken(_) | Flocked::Gone => {}
@@ -465,6 +460,18 @@ impl Pins {
     }
 }
 
+/// Tries for the lock for as long as a command waits that has changed nothing yet.
+fn patiently(pins: &Pins, attempt: impl Fn() -> Result<Option<Lock>>) -> Result<Lock> {
+    let start = Instant::now();
+    loop {
+        match attempt()? {
+            Some(lock) => return Ok(lock),
+            None if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+            None => return Err(pins.locked()),
+        }
+    }
+}
+
 /// The paths in a folder; none where it can't be read.
 #[must_use]
 pub fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -539,11 +546,13 @@ fn try_flock(folder: &Path) -> Result<Flocked> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Flocked::Gone),
         file => file.map_err(Error::call("open", folder.display().to_string()))?,
     };
+    flock(file, &folder.display().to_string())
+}
+
+fn flock(file: File, name: &str) -> Result<Flocked> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => Ok(Flocked::Taken(file)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(Flocked::Busy),
-        Err((_, errno)) => Err(Error::call("flock", folder.display().to_string())(
-            errno.into(),
-        )),
+        Err((_, errno)) => Err(Error::call("flock", name)(errno.into())),
     }
 }

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate_common::flow::{AttemptKey, GateId};
@@ -19,7 +20,7 @@ use gate_common::state::{BootTime, Effective, StateWord};
 use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::pins::{Lock, Pins};
+use crate::pins::{Anchor, Lock, Pins};
 use crate::routes::Neighbours;
 use crate::sys;
 use crate::tables::Tables;
@@ -92,6 +93,7 @@ struct Gate {
 /// A release under way.
 pub struct Release {
     pins: Pins,
+    anchor: Option<Arc<Anchor>>,
     awaited: Vec<Endpoint>,
     /// The only endpoint whose SYNs are injected; the words stay then.
     only: Option<Endpoint>,
@@ -149,6 +151,7 @@ impl Release {
         };
         Self {
             pins: pins.clone(),
+            anchor: None,
             awaited: pace.awaited,
             only,
             gates: words
@@ -173,6 +176,13 @@ impl Release {
             barriered: false,
             hurried: false,
         }
+    }
+
+    /// The same, which goes on also where the pins are out of reach.
+    #[must_use]
+    pub fn anchored(self, anchor: &Arc<Anchor>) -> Self {
+        let anchor = Some(Arc::clone(anchor));
+        Self { anchor, ..self }
     }
 
     /// From now on nothing is waited for: the next step opens the gates and injects the rest.

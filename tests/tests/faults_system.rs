@@ -83,6 +83,10 @@ fn happen(topology: &Topology, line: &str, other: &Namespace) {
     }
 }
 
+/// The time of such a restart: its command's second, and what a busy machine takes besides; less than
+/// a client's first two SYNs are apart from its third (3 s).
+const RESTARTED: Duration = Duration::from_millis(2_800);
+
 /// It ended with a code that is documented, told in lines, and did not take longer than its lease and
 /// some patience.
 #[track_caller]
@@ -142,6 +146,75 @@ fn whatever_goes_while_a_restart_is_under_way_it_ends_and_down_then_up_mends_it(
             assert_mended(&topology);
         }
     }
+}
+
+/// What hides gate's pins from a restart under way, or takes them away.
+const HIDDEN: [(&str, &str); 3] = [
+    ("bpffs is unmounted", "umount -l /sys/fs/bpf"),
+    ("bpffs is covered", "mount -t bpf bpf /sys/fs/bpf"),
+    (
+        "bpffs is covered, and gate is up there",
+        "mount -t bpf bpf /sys/fs/bpf && $GATE up lo",
+    ),
+];
+
+#[test]
+fn a_restart_that_finds_its_pins_out_of_reach_opens_all_the_same_and_says_so() {
+    for (was_up, (what, line)) in [true, false]
+        .into_iter()
+        .flat_map(|was_up| HIDDEN.map(|hidden| (was_up, hidden)))
+    {
+        let topology = match was_up {
+            true => up(),
+            false => Topology::new().unwrap(),
+        };
+        let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
+        let other = topology.namespace().unwrap();
+        // The lease is longer than the test has patience: only an opening ends it.
+        let options = ["--max-hold", "60s", "--check", "exec:true"];
+        let restart = match was_up {
+            true => start_restart(&topology, &options, &["sleep", "1"]),
+            false => start_alone(&topology, &options),
+        };
+        let client = held_client(&topology, ENDPOINT, TARGET);
+        let gate = gate_tests::exe::gate().unwrap();
+        happen(
+            &topology,
+            &line.replace("$GATE", &gate.display().to_string()),
+            &other,
+        );
+        let output = assert_ends(&restart, what);
+        assert_eq!(output.code(), 0, "{what}: {output}");
+        let told = "1 connection held, now released";
+        assert!(output.stdout.contains(told), "{what}: {output}");
+        let remedy = "mount -t bpf bpf /sys/fs/bpf";
+        assert!(output.stderr.contains(remedy), "{what}: {output}");
+        // What was held is injected, so its client has nothing to send again.
+        let took = client.finish_connected();
+        assert!(took < RESTARTED, "{what}: {took:?}, {output}");
+        assert_connects_at_once(&topology, TARGET);
+        if line.contains("up lo") {
+            shell(&topology, Side::Server, "umount /sys/fs/bpf");
+        }
+        assert_mended(&topology);
+    }
+}
+
+#[test]
+fn a_restart_that_fails_with_its_pins_out_of_reach_rejects_where_it_is_told_to() {
+    let topology = up();
+    let service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    let other = topology.namespace().unwrap();
+    let options = ["--max-hold", "60s", "--on-failure", "reject"];
+    let restart = start_restart(&topology, &options, &["sh", "-c", "sleep 1; exit 1"]);
+    let client = held_client(&topology, ENDPOINT, TARGET);
+    happen(&topology, "mount -t bpf bpf /sys/fs/bpf", &other);
+    let output = assert_ends(&restart, "bpffs is covered");
+    assert_eq!(output.code(), 1, "{output}");
+    let attempts = client.finish();
+    assert_eq!(attempts[0].result, Err(io::ErrorKind::ConnectionRefused));
+    drop(service);
+    assert_mended(&topology);
 }
 
 /// Starts a restart that attaches by itself, and returns when the gate is closed.

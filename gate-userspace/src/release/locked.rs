@@ -1,6 +1,7 @@
 //! The lock during a release: taken for a moment, with a look at what others did meanwhile.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate_common::flow::GateId;
@@ -9,7 +10,7 @@ use gate_common::state::StateWord;
 use super::{Phase, RETRY, Release, Step};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::pins::Lock;
+use crate::pins::{Anchor, Lock};
 use crate::tables::Tables;
 
 /// How long the lock is tried for at least; for as long as a lease runs in any case.
@@ -41,7 +42,7 @@ impl Release {
     ) -> Result<Option<Locked<'a>>> {
         let lock = match given {
             Some(lock) => Locked::Given(lock),
-            None => match self.pins.try_lock() {
+            None => match self.try_lock() {
                 Ok(Some(lock)) => Locked::Own(lock),
                 Ok(None) => return Ok(None),
                 Err(Error::NotUp) => {
@@ -57,9 +58,23 @@ impl Release {
         Ok(Some(lock))
     }
 
+    fn try_lock(&self) -> Result<Option<Lock>> {
+        match &self.anchor {
+            Some(anchor) if anchor.is_lost(&self.pins) => anchor.try_lock(),
+            Some(_) | None => self.pins.try_lock(),
+        }
+    }
+
+    /// Whether the maps are those that are pinned. Where the pins are out of reach nobody else put others
+    /// in their place, and the words tell what a `gate down` did before.
+    fn are_current(&self, tables: &Tables) -> bool {
+        let is_lost = |anchor: &Arc<Anchor>| anchor.is_lost(&self.pins);
+        self.anchor.as_ref().is_some_and(is_lost) || tables.are_current(&self.pins)
+    }
+
     /// Leaves alone what is not any more as this release knows it.
     pub(super) fn check(&mut self, tables: &Tables) -> Result<()> {
-        let is_current = tables.are_current(&self.pins);
+        let is_current = self.are_current(tables);
         for (id, gate) in &mut self.gates {
             gate.is_guarded = tables.state(*id)?.is_guarded();
         }

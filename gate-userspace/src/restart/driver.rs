@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gate_common::abi::Counter;
@@ -37,6 +38,10 @@ const POLL: Duration = Duration::from_millis(1);
 
 /// Between two updates of the live line.
 const REFRESH: Duration = Duration::from_millis(100);
+
+/// What is left to do where bpffs went during a restart.
+const OUT_OF_REACH: &str = "gate's pins are out of reach: bpffs was unmounted, or something is mounted over \
+    it; `mount -t bpf bpf /sys/fs/bpf`, or unmount that, then `gate down`";
 
 /// A restart as it was asked for.
 pub struct Request {
@@ -135,16 +140,24 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
     let program = find(&request.command)?;
     let signals = Signals::new()?;
     let closing = close(pins, &request)?;
+    let anchor = Arc::clone(&closing.anchor);
     let ended = drive(pins, request, progress, program, signals, closing).await;
-    let detached = match pins.lock() {
-        // A `gate down` was first.
-        Err(Error::NotUp) => Ok(()),
-        lock => lock.and_then(|lock| datapath::detach_temporary(pins, lock)),
+    let detached = match anchor.is_lost(pins) {
+        // What is pinned there is none of its own.
+        true => Ok(()),
+        false => match pins.lock() {
+            // A `gate down` was first.
+            Err(Error::NotUp) => Ok(()),
+            lock => lock.and_then(|lock| datapath::detach_temporary(pins, lock)),
+        },
     };
     if let Err(error) = detached {
         progress.note(&format!(
             "could not detach: {error}; `gate down` tries again"
         ));
+    }
+    if anchor.is_out_of_reach(pins) {
+        progress.note(OUT_OF_REACH);
     }
     ended
 }
@@ -169,6 +182,7 @@ async fn drive(
         attached,
         mut tables,
         mut replayer,
+        anchor,
         held,
         closed_at,
         deadline,
@@ -242,7 +256,7 @@ async fn drive(
                         Ok(spawned) => child = Some(spawned),
                         Err(error) => {
                             open(
-                                pins,
+                                (pins, &anchor),
                                 &mut tables,
                                 &mut replayer,
                                 &held,
@@ -279,8 +293,15 @@ async fn drive(
                             _ => Vec::new(),
                         },
                     };
-                    opened =
-                        open(pins, &mut tables, &mut replayer, &held, pace, &mut signals).await;
+                    opened = open(
+                        (pins, &anchor),
+                        &mut tables,
+                        &mut replayer,
+                        &held,
+                        pace,
+                        &mut signals,
+                    )
+                    .await;
                 }
                 Action::Flush => {
                     let flushed = draining.as_mut().map_or(Ok(()), Draining::flush_all);
@@ -290,7 +311,7 @@ async fn drive(
                 }
                 Action::Reject => {
                     let until = clock::after(clock::now(), request.max_hold);
-                    opened = reject(pins, &mut tables, &held, until);
+                    opened = reject((pins, &anchor), &mut tables, &held, until);
                 }
                 Action::Keep => opened.at = clock::now(),
                 Action::Stop => {

@@ -1,6 +1,7 @@
 //! Closes the gates of a restart, and lets go of them at its end.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use gate_common::abi::GateStats;
 use gate_common::flow::GateId;
@@ -13,7 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{self, Gate};
 use crate::nap::nap;
-use crate::pins::{Lock, Pins, RestartLock};
+use crate::pins::{Anchor, Lock, Pins, RestartLock};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::tables::handovers::Handovers;
@@ -47,6 +48,7 @@ pub(super) struct Closing {
     pub attached: Vec<Upped>,
     pub tables: Tables,
     pub replayer: Replayer,
+    pub anchor: Arc<Anchor>,
     pub held: Vec<Held>,
     pub closed_at: BootTime,
     pub deadline: BootTime,
@@ -96,6 +98,7 @@ fn close_locked(
     let draining = drain.map(|drain| Draining::new(&reached, drain));
     let draining = draining.transpose()?;
     let replayer = Replayer::load(pins, lock)?;
+    let anchor = Arc::new(lock.anchor()?);
     tables.settle(lock, clock::now())?;
     let mut claims = Vec::new();
     for gate in gates::find_or_make(pins, lock, &mut tables, &request.targets, clock::now())? {
@@ -140,6 +143,7 @@ fn close_locked(
         attached,
         tables,
         replayer,
+        anchor,
         held,
         closed_at,
         deadline,
@@ -202,7 +206,7 @@ pub(super) struct Opened {
 /// Opens the gates that are still as this restart closed them. Tries for as long as the lease
 /// runs, and for some seconds at least; after that the gates are open anyway. A signal opens at once.
 pub(super) async fn open(
-    pins: &Pins,
+    (pins, anchor): (&Pins, &Arc<Anchor>),
     tables: &mut Tables,
     replayer: &mut Replayer,
     held: &[Held],
@@ -210,7 +214,7 @@ pub(super) async fn open(
     signals: &mut Signals,
 ) -> Opened {
     let words = held.iter().map(|held| (held.gate.id, held.word)).collect();
-    let mut release = Release::new(pins, Job::Open(words), pace);
+    let mut release = Release::new(pins, Job::Open(words), pace).anchored(anchor);
     let mut opened = Opened::default();
     loop {
         match release.step(tables, replayer) {
@@ -253,11 +257,16 @@ pub(super) fn renew_aliases(pins: &Pins, held: &[Held]) -> Option<String> {
 
 /// Lets the gates that are still as this restart closed them reject new connections. What they held
 /// is forgotten: its clients retransmit, and are rejected then.
-pub(super) fn reject(pins: &Pins, tables: &mut Tables, held: &[Held], until: BootTime) -> Opened {
+pub(super) fn reject(
+    (pins, anchor): (&Pins, &Anchor),
+    tables: &mut Tables,
+    held: &[Held],
+    until: BootTime,
+) -> Opened {
     let mut opened = Opened::default();
     let word = StateWord::closed(Closed::Reject, until).with_checks();
-    let rejected = pins.lock().and_then(|lock| {
-        let current = tables.are_current(pins);
+    let rejected = anchor.lock(pins).and_then(|lock| {
+        let current = anchor.is_lost(pins) || tables.are_current(pins);
         for held in held {
             if current && tables.state(held.gate.id)?.guarded(false) == held.word {
                 tables.close(&lock, held.gate.id, word, clock::now())?;
