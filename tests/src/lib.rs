@@ -19,6 +19,7 @@
 //! | [`summary`], [`text`], [`chart`] | what a run of load came to: in numbers, as a table, as a picture |
 //! | [`plot`] | the figures of a benchmark as a picture |
 //! | [`extent`] | how much of a fault is tried |
+//! | [`mod@clock`] | the machine's time of day, set for a while |
 //! | [`leftovers`] | what is left of a run of tests |
 //! | [`syscalls`] | a command that is traced call by call, and killed or stopped at one of them |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
@@ -43,6 +44,7 @@ pub mod bounce;
 mod bpf;
 pub mod cases;
 pub mod chart;
+pub mod clock;
 pub mod demo;
 pub mod dial;
 pub mod differ;

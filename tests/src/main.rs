@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gate_tests::{backend, bench, bounce, demo, dial, leftovers, listener, syscalls, text};
+use gate_tests::{backend, bench, bounce, clock, demo, dial, leftovers, listener, syscalls, text};
 use nix::unistd::Uid;
 
 /// How long `away` waits for the listener to close.
@@ -53,6 +53,8 @@ enum Command {
     },
     /// Note what there is of BPF objects, pins, processes, namespaces and mounts, or tell what is left
     Left(leftovers::Options),
+    /// Set the machine's time of day until the input ends
+    Clock(clock::Options),
     /// Trace a command call by call, and kill it or stop it at one of them
     Trace(syscalls::Options),
 }
@@ -106,6 +108,7 @@ fn run(command: &Command) -> Result<ExitCode> {
     let done = match command {
         Command::Trace(options) => return syscalls::trace(options),
         Command::Left(options) => leftovers::left(options),
+        Command::Clock(options) => clock::keep(options),
         Command::Demo(options) => demo::demo(options),
         Command::Bench(Bench::Cost(options)) => bench::cost::cost(options),
         Command::Bench(Bench::All(options)) => bench::whole::all(options),

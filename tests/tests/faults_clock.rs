@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use common::{
     Clients, ENDPOINT, LIMIT, MS, TARGET, assert_documented, find_gate, gate, held_client, listen,
     mode, up, up_with_service, wait_until,
 };
+use gate_tests::clock::{self, Elsewhen};
 use gate_tests::exe;
 use gate_tests::extent::Extent;
 use gate_tests::syscalls::{Fate, traced};
 use gate_tests::topology::{Output, Side, Topology};
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::time::ClockId;
 
 /// Runs `gate` where the time since boot is told with this many seconds added.
 #[track_caller]
@@ -82,46 +82,46 @@ fn no_command_that_closes_or_opens_asks_for_the_time_of_day() {
     }
 }
 
-/// Sets the time of day, and sets it back when it is dropped. The whole machine has only one.
-struct Set {
-    since: Instant,
-    was: Duration,
-}
-
-impl Set {
-    fn to(change: impl Fn(Duration) -> Duration) -> Self {
-        let since = Instant::now();
-        let was = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME).unwrap());
-        let set = Self { since, was };
-        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(change(was))).unwrap();
-        set
-    }
-}
-
-impl Drop for Set {
-    fn drop(&mut self) {
-        let now = self.was + self.since.elapsed();
-        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(now)).unwrap();
-    }
-}
-
 #[test]
 fn a_time_of_day_that_is_set_back_and_forth_moves_no_lease() {
-    let hour = Duration::from_secs(3600);
-    let changes: [fn(Duration, Duration) -> Duration; 2] =
-        [|was, hour| was + hour, |was, hour| was - hour];
-    // Others on this machine see it, too: a short run sets it by little.
-    let by = Extent::wanted().pick(MS * 100, hour);
+    // Of the namespaces none has a time of day, so all of the machine sees this: the other tests here ask
+    // for no such time, no other file of tests runs meanwhile, and a short run sets it by little. That
+    // gate does not ask for it is the test above.
+    let by = Extent::wanted().pick(MS * 100, Duration::from_secs(3_600));
+    let right = clock::ahead().unwrap();
     let topology = up();
     let _listener = listen(&topology, TARGET);
-    for change in changes {
+    for back in [false, true] {
         gate(&topology, &["hold", ENDPOINT, "--for", "800ms"]);
         let client = held_client(&topology, ENDPOINT, TARGET);
-        let set = Set::to(|was| change(was, by));
+        let elsewhen = Elsewhen::start(by, back).unwrap();
+        let moved = clock::ahead().unwrap().abs_diff(right);
+        assert!(moved.abs_diff(by) < MS * 20, "{moved:?}");
         assert_eq!(mode(&topology, ENDPOINT), "hold");
         sleep(MS * 200);
-        drop(set);
+        drop(elsewhen);
+        let moved = clock::ahead().unwrap().abs_diff(right);
+        assert!(moved < MS * 20, "it is off by {moved:?}");
         wait_until("the lease is over", || mode(&topology, ENDPOINT) == "open");
         client.finish_connected();
     }
+    assert_set_right_by_whoever_is_killed(right);
+}
+
+/// As if this process died: what holds the other end of the pipe is killed.
+#[track_caller]
+fn assert_set_right_by_whoever_is_killed(right: Duration) {
+    let mut starter = Command::new("sleep");
+    let mut starter = starter.arg("98764").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lab = Command::new(exe::lab().unwrap());
+    lab.args(["clock", "--by", "100ms"]);
+    lab.stdin(starter.stdout.take().unwrap())
+        .stdout(Stdio::null());
+    let mut lab = lab.spawn().unwrap();
+    let moved = || clock::ahead().unwrap().abs_diff(right);
+    wait_until("it is set", || moved() > MS * 80);
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    assert!(lab.wait().unwrap().success());
+    assert!(moved() < MS * 20, "it is off by {:?}", moved());
 }
