@@ -1,8 +1,11 @@
 //! bpf(2) itself, for what aya does not make.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -140,6 +143,18 @@ pub fn timed(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<R
         answer: test.retval,
         nanoseconds: f64::from(test.duration),
     })
+}
+
+/// Opens what is pinned there.
+///
+/// # Errors
+/// The kernel's; also where nothing is pinned, or a folder is there.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the path ends with a zero and lives through the call, which returns a descriptor.
+    unsafe { object(bpf_cmd::BPF_OBJ_GET, &mut attr) }
 }
 
 /// How often a program has run while the kernel kept statistics (`BPF_ENABLE_STATS`, Linux 5.8).

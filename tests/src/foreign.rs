@@ -13,6 +13,14 @@ pub fn classifier(code: i32) -> Result<OwnedFd> {
     program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, code)
 }
 
+/// Loads a TC program of this name that passes everything on.
+pub fn named(name: &str) -> Result<OwnedFd> {
+    /// Of linux/pkt_cls.h.
+    const TC_ACT_UNSPEC: i32 = -1;
+    let kind = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS;
+    bpf::answering(kind, TC_ACT_UNSPEC, name).with_context(|| format!("load {name}"))
+}
+
 /// Loads an XDP program with the name `foreign` that passes everything.
 pub fn xdp() -> Result<OwnedFd> {
     /// Of `enum xdp_action` of linux/bpf.h.
