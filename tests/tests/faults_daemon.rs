@@ -1,5 +1,6 @@
-//! SIGKILL of the daemon at the system calls by which it closes, opens and applies a changed
-//! configuration. Needs root.
+//! SIGKILL of the daemon at every system call in turn, while it starts, while it closes and opens, and
+//! while it applies a changed configuration; of what it does in between, as much as these take. A short
+//! run tries some of the calls that change something. Needs root.
 
 mod common;
 
@@ -8,9 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{
-    CONFIG, Calls, Clients, LIMIT, MS, PORT, TARGET, assert_documented, assert_none_lost,
-    find_gate, gate, get, health, held_client, json, mode, restart_daemon, stop_daemon, wait_until,
-    write,
+    CONFIG, Calls, Clients, LIMIT, MS, PORT, ROOT, TARGET, assert_documented, assert_none_lost,
+    exists, find_gate, gate, get, health, held_client, json, mode, restart_daemon, stop_daemon,
+    wait_until, write,
 };
 use gate_tests::backend::Options;
 use gate_tests::load::Load;
@@ -102,7 +103,7 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
     write(&topology, CONFIG, WATCHED);
     let (output, seen) = outage(&topology, None, false);
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_changes("daemon, outage", &seen, 8);
+    let mut calls = Calls::of_fewer("daemon, outage", &seen, 8);
     while let Some(call) = calls.next() {
         let (output, seen) = outage(&topology, Some(call), calls.round() % 4 == 3);
         calls.tried(&output, &seen);
@@ -110,12 +111,56 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
     calls.finish();
 }
 
+/// How much of the configuration is still to be applied.
+fn planned(topology: &Topology) -> usize {
+    let plan = gate(topology, &["plan", "--json", "--config", CONFIG]);
+    json(&plan)["changes"].as_array().unwrap().len()
+}
+
+/// A start where nothing is up, during which the daemon dies at this call; and what the next one makes
+/// of it.
+fn first_start(topology: &Topology, at: Option<usize>) -> (Output, Seen) {
+    let fate = Fate {
+        at,
+        ..Fate::default()
+    };
+    let args = ["daemon", "--config", CONFIG];
+    let daemon = Traced::start(topology, &fate, &args).unwrap();
+    wait_until("the daemon answers", || {
+        get(topology, "/v1").is_some() || has_ended(&daemon)
+    });
+    let (output, seen) = end(topology, daemon);
+    let next = restart_daemon(topology);
+    wait_until("it is applied", || planned(topology) == 0);
+    assert_eq!(mode(topology, "web"), "open", "{output}");
+    gate(topology, &["hold", "web", "--for", "20s"]);
+    let client = held_client(topology, "web", TARGET);
+    gate(topology, &["open", "web"]);
+    client.finish_connected();
+    stop_daemon(&next);
+    gate(topology, &["down"]);
+    assert!(!exists(topology, ROOT), "{output}");
+    (output, seen)
+}
+
+#[test]
+fn a_daemon_killed_while_it_starts_is_gone_on_from() {
+    let topology = Topology::new().unwrap();
+    let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    write(&topology, CONFIG, WATCHED);
+    let (output, seen) = first_start(&topology, None);
+    assert_eq!(output.code(), 0, "{output}");
+    let mut calls = Calls::of_fewer("daemon, start", &seen, 8);
+    while let Some(call) = calls.next() {
+        let (output, seen) = first_start(&topology, Some(call));
+        calls.tried(&output, &seen);
+    }
+    calls.finish();
+}
+
 /// A reload, during which the daemon dies at this call; and an apply that goes on from there.
 fn reload(topology: &Topology, at: Option<usize>, (old, new): (&str, &str)) -> (Output, Seen) {
-    let planned = || {
-        let plan = gate(topology, &["plan", "--json", "--config", CONFIG]);
-        json(&plan)["changes"].as_array().unwrap().len()
-    };
+    let planned = || planned(topology);
     write(topology, CONFIG, old);
     let daemon = start(topology, at);
     wait_until("it is applied", || planned() == 0);
@@ -154,7 +199,7 @@ fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
     let load = load.start_endless(&topology, Side::Client).unwrap();
     let (output, seen) = reload(&topology, None, (&one, &other));
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_changes("daemon, reload", &seen, 8);
+    let mut calls = Calls::of_fewer("daemon, reload", &seen, 8);
     while let Some(call) = calls.next() {
         let (output, seen) = reload(&topology, Some(call), (&one, &other));
         calls.tried(&output, &seen);

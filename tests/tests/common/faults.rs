@@ -29,15 +29,13 @@ impl Calls {
     /// All calls of a run that was seen to its end, however many the next ones make; a spread of those
     /// that change something in a short run.
     pub fn of(what: &'static str, seen: &Seen) -> Self {
-        let chosen = Extent::wanted().pick(Some(spread(&seen.changing(), SPREAD)), None);
-        Self::new(what, seen, chosen)
+        Self::of_fewer(what, seen, SPREAD)
     }
 
-    /// The calls of a run that change something; in a short run so many of them.
-    pub fn of_changes(what: &'static str, seen: &Seen, short: usize) -> Self {
-        let changing = seen.changing();
-        let chosen = Extent::wanted().pick(spread(&changing, short), changing);
-        Self::new(what, seen, Some(chosen))
+    /// As [`of`](Self::of), with so many of them in a short run.
+    pub fn of_fewer(what: &'static str, seen: &Seen, short: usize) -> Self {
+        let chosen = Extent::wanted().pick(Some(spread(&seen.changing(), short)), None);
+        Self::new(what, seen, chosen)
     }
 
     fn new(what: &'static str, seen: &Seen, chosen: Option<Vec<usize>>) -> Self {
