@@ -101,13 +101,18 @@ fn test_programs(messages: &str) -> Result<Vec<TestProgram>> {
 
 /// A binary that [`build`] made, in the folder `profile`.
 pub fn binary(profile: &str, name: &str) -> Result<PathBuf> {
+    Ok(target()?.join(profile).join(name))
+}
+
+/// The target folder.
+pub fn target() -> Result<PathBuf> {
     // We are <target>/<profile>/xtask, wherever the caller wants the target folder.
     let this = env::current_exe().context("find this program's own path")?;
     let target = this
         .ancestors()
         .nth(2)
         .with_context(|| format!("find the target folder above {}", this.display()))?;
-    Ok(target.join(profile).join(name))
+    Ok(target.to_owned())
 }
 
 /// The triple that cargo builds for by itself.

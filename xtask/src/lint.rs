@@ -1,8 +1,8 @@
-//! Formatting, lints, documentation.
+//! Formatting, lints, the fuzz targets, documentation.
 
 use anyhow::Result;
 
-use crate::cargo::cargo;
+use crate::cargo::{self, cargo};
 use crate::process;
 
 const ALL_BUT_BPF: [&str; 3] = ["--workspace", "--exclude=gate-ebpf", "--locked"];
@@ -30,11 +30,48 @@ pub fn run() -> Result<()> {
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
 
+    fuzz()?;
+
     eprintln!("Checking the documentation.");
     process::run(
         cargo()
             .args(["doc", "--no-deps"])
             .args(ALL_BUT_BPF)
             .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+/// Checks the fuzz targets, a workspace of their own, where what they need can be had: they alone need
+/// libFuzzer's crate, and who works offline may not have it.
+fn fuzz() -> Result<()> {
+    eprintln!("Checking the fuzz targets.");
+    let manifest = cargo::workspace().join("fuzz/Cargo.toml");
+    let with = |verb: &str| {
+        let mut cargo = cargo();
+        cargo
+            .args([verb, "--locked", "--manifest-path"])
+            .arg(&manifest);
+        cargo
+    };
+    if process::output(with("fetch").arg("--offline")).is_err()
+        && let Err(error) = process::run(&mut with("fetch"))
+    {
+        eprintln!(
+            "The fuzz targets are not checked, because what they need can't be had: {error:#}"
+        );
+        return Ok(());
+    }
+    let mut format = cargo();
+    format
+        .args(["fmt", "--check", "--manifest-path"])
+        .arg(&manifest);
+    process::run(&mut format)?;
+    process::run(
+        with("check")
+            .arg("--offline")
+            .arg("--target-dir")
+            .arg(cargo::target()?)
+            // Nothing is linked, so libFuzzer itself need not be built: any file will do for it.
+            .env("CUSTOM_LIBFUZZER_PATH", &manifest),
     )
 }
