@@ -27,7 +27,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{Gate, Target};
 use crate::health::{Check, Checker, Passes};
-use crate::pins::Pins;
+use crate::pins::{Anchor, Pins};
 use crate::release::{Pace, Rate, Released};
 use crate::signals::Signals;
 use crate::sockets;
@@ -143,7 +143,7 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
     let anchor = Arc::clone(&closing.anchor);
     let ended = drive(pins, request, progress, program, signals, closing).await;
     let detached = match anchor.is_lost(pins) {
-        // What is pinned there is none of its own.
+        // What is pinned there is none of these gates.
         true => Ok(()),
         false => match pins.lock() {
             // A `gate down` was first.
@@ -273,7 +273,7 @@ async fn drive(
                     progress.checking(clock::between(closed_at, clock::now()), &shown);
                     checks = Some(watch(Health {
                         must_listen: must_listen(&request.checks, &served),
-                        renew: renewal(pins, &ids),
+                        renew: renewal(pins, &anchor, &ids),
                         listening: listening.clone(),
                         checks: list.clone(),
                         passes: passes.clone(),
@@ -283,7 +283,7 @@ async fn drive(
                     }));
                 }
                 Action::Open => {
-                    if let Some(note) = renew_aliases(pins, &held) {
+                    if let Some(note) = renew_aliases((pins, &anchor), &held) {
                         progress.note(&note);
                     }
                     let pace = Pace {
@@ -347,10 +347,10 @@ async fn drive(
 }
 
 /// What makes the gates' backends known again.
-fn renewal(pins: &Pins, gates: &[GateId]) -> Renew {
-    let pins = pins.clone();
+fn renewal(pins: &Pins, anchor: &Arc<Anchor>, gates: &[GateId]) -> Renew {
+    let (pins, anchor) = (pins.clone(), Arc::clone(anchor));
     let gates = gates.iter().copied().collect();
-    Box::new(move || renew_backends(&pins, &gates))
+    Box::new(move || renew_backends((&pins, &anchor), &gates))
 }
 
 /// How long until the established connections are looked at.

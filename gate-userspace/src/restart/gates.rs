@@ -180,7 +180,14 @@ fn served(
 ///
 /// # Errors
 /// As a line for the operator; it is worth another try.
-pub(super) fn renew_backends(pins: &Pins, gates: &BTreeSet<GateId>) -> Result<(), String> {
+pub(super) fn renew_backends(
+    (pins, anchor): (&Pins, &Anchor),
+    gates: &BTreeSet<GateId>,
+) -> Result<(), String> {
+    // What is pinned there is none of these gates'.
+    if anchor.is_lost(pins) {
+        return Ok(());
+    }
     let renew = || -> Result<()> {
         match Handovers::open(pins)? {
             Some(handovers) if handover::is_lost(&handovers, gates)? => {}
@@ -245,7 +252,10 @@ pub(super) async fn open(
 }
 
 /// Makes the listeners known that answer for the gates' aliases now; what to tell the operator.
-pub(super) fn renew_aliases(pins: &Pins, held: &[Held]) -> Option<String> {
+pub(super) fn renew_aliases((pins, anchor): (&Pins, &Anchor), held: &[Held]) -> Option<String> {
+    if anchor.is_lost(pins) {
+        return None;
+    }
     let gates = held.iter().map(|held| held.gate.id).collect();
     match pins.lock() {
         Ok(lock) => alias::renew_or_note(pins, &lock, &gates),
