@@ -140,7 +140,10 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
             pause: Some(STOPPED),
             ..Fate::killed_at(*call)
         };
+        // For whoever looks what a client met that waited for long.
+        let at = load.begin().elapsed();
         let (output, _) = traced(&topology, &fate, &restart, LIMIT).unwrap();
+        println!("at {at:.1?}: stopped at {call}: {:?}", output.status);
         assert_documented(&output);
         // In time after all, or too late.
         assert!(
@@ -149,6 +152,8 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
         );
         assert_eq!(snapshot(&topology), before, "stopped at {call}: {output}");
     }
-    // One closing comes right after another here, so a client may meet several of them.
-    assert_none_lost(load, LIMIT);
+    // A client waits for as long as what holds it is stopped, and goes then: a release that comes after the
+    // lease injects what is held all the same. Only where that is forgotten its client waits for its next
+    // SYN, and may meet the next closing then.
+    assert_none_lost(load, LATEST);
 }
