@@ -78,7 +78,7 @@ pub struct Setup {
     pub allowed: Vec<(GateId, Cidr)>,
     /// How gates are guarded.
     pub guards: Vec<(GateId, Guard)>,
-    /// Where sockets listen; [`Kernel`] makes them.
+    /// Where sockets listen; [`Kernel`](super::Kernel) makes them.
     pub listening: Vec<SocketAddr>,
     /// Destinations that miss a listener.
     pub missing: Vec<(EndpointKey, Missing)>,
