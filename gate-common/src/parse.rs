@@ -121,6 +121,12 @@ impl Located {
     /// flow of IPv4.
     #[inline(always)]
     pub fn syn<P: Packet + ?Sized>(&self, packet: &P) -> Option<Syn> {
+        self.syn_of(packet, packet.len())
+    }
+
+    /// The same of a packet of so many bytes, of which not all need to be where `packet` reads.
+    #[inline(always)]
+    fn syn_of<P: Packet + ?Sized>(&self, packet: &P, len: usize) -> Option<Syn> {
         // One load for each header: a hook may have to ask the kernel for it.
         let (source, destination, end) = match self.family {
             Family::V4 => {
@@ -153,7 +159,7 @@ impl Located {
             packet.load::<13>(self.transport)?;
         let header = usize::from(offset >> 4) * 4;
         let data = self.transport + header;
-        if header < TcpHdr::LEN || data > end || end > packet.len() {
+        if header < TcpHdr::LEN || data > end || end > len {
             return None;
         }
         Some(Syn {
@@ -182,47 +188,50 @@ pub fn locate<P: Packet + ?Sized>(packet: &P) -> Frame {
     }
 }
 
-/// Reads what a verdict needs of a frame that [`locate_plain`] found: all offsets are known.
+/// What a verdict needs of a frame of so many bytes that [`locate_plain`] found. The offsets are those
+/// that it has already; here the compiler knows them.
 #[inline(always)]
-pub fn syn_plain<P: Packet + ?Sized>(packet: &P, located: Located) -> Option<Syn> {
+pub fn syn_plain<P: Packet + ?Sized>(packet: &P, located: Located, len: usize) -> Option<Syn> {
     let at = |transport| Located {
-        network: EthHdr::LEN,
+        network: PLAIN,
         transport,
         ..located
     };
     match located.family {
-        Family::V4 => at(EthHdr::LEN + Ipv4Hdr::LEN).syn(packet),
-        Family::V6 => at(EthHdr::LEN + Ipv6Hdr::LEN).syn(packet),
+        Family::V4 => at(PLAIN_V4).syn_of(packet, len),
+        Family::V6 => at(PLAIN_V6).syn_of(packet, len),
     }
 }
+
+/// Where the headers of the common frames are.
+const PLAIN: usize = EthHdr::LEN;
+const PLAIN_V4: usize = PLAIN + Ipv4Hdr::LEN;
+const PLAIN_V6: usize = PLAIN + Ipv6Hdr::LEN;
 
 /// The common frames, TCP over IP with neither tags nor options nor fragments: all offsets are
 /// known, so one or two bounds checks do.
 #[inline(always)]
 pub fn locate_plain<P: Packet + ?Sized>(packet: &P) -> Option<Located> {
-    const NETWORK: usize = EthHdr::LEN;
-    const V4: usize = NETWORK + Ipv4Hdr::LEN;
-    const V6: usize = NETWORK + Ipv6Hdr::LEN;
-    let head = packet.load::<{ V4 + 14 }>(0)?;
+    let head = packet.load::<{ PLAIN_V4 + 14 }>(0)?;
     let located = |family, transport, flags| {
         Some(Located {
             family,
-            network: NETWORK,
+            network: PLAIN,
             transport,
             flags,
         })
     };
     match [head[12], head[13]] {
         ETHERTYPE_IPV4
-            if head[NETWORK] == 0x45
-                && head[NETWORK + 9] == PROTO_TCP
-                && u16::from_ne_bytes([head[NETWORK + 6], head[NETWORK + 7]]) & FRAGMENT == 0 =>
+            if head[PLAIN] == 0x45
+                && head[PLAIN + 9] == PROTO_TCP
+                && u16::from_ne_bytes([head[PLAIN + 6], head[PLAIN + 7]]) & FRAGMENT == 0 =>
         {
-            located(Family::V4, V4, head[V4 + 13])
+            located(Family::V4, PLAIN_V4, head[PLAIN_V4 + 13])
         }
-        ETHERTYPE_IPV6 if head[NETWORK + 6] == PROTO_TCP => {
-            let [flags] = packet.load::<1>(V6 + 13)?;
-            located(Family::V6, V6, flags)
+        ETHERTYPE_IPV6 if head[PLAIN + 6] == PROTO_TCP => {
+            let [flags] = packet.load::<1>(PLAIN_V6 + 13)?;
+            located(Family::V6, PLAIN_V6, flags)
         }
         _ => None,
     }

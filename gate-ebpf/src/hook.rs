@@ -74,7 +74,8 @@ pub fn judge<H: Hook>(
 ) -> H::Code {
     let syn = match locate_plain(direct) {
         Some(located) if !located.is_pure_syn() => return hook.pass(),
-        Some(located) => syn_plain(direct, located),
+        // What lies behind the headers may be elsewhere.
+        Some(located) => syn_plain(direct, located, hook.packet().len()),
         None => match locate(hook, ethertype()) {
             Frame::Tcp(located) if located.is_pure_syn() => syn(hook, located),
             Frame::Tcp(_) | Frame::Other => return hook.pass(),

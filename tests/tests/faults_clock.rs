@@ -112,7 +112,7 @@ fn a_time_of_day_that_is_set_back_and_forth_moves_no_lease() {
 #[track_caller]
 fn assert_set_right_by_whoever_is_killed(right: Duration) {
     let mut starter = Command::new("sleep");
-    let mut starter = starter.arg("98764").stdout(Stdio::piped()).spawn().unwrap();
+    let mut starter = starter.arg("60").stdout(Stdio::piped()).spawn().unwrap();
     let mut lab = Command::new(exe::lab().unwrap());
     lab.args(["clock", "--by", "100ms"]);
     lab.stdin(starter.stdout.take().unwrap())

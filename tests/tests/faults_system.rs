@@ -325,7 +325,7 @@ fn what_is_planted_under_the_name_of_a_pin_is_never_written_to() {
             let path = path.unwrap();
             println!("{what} as {}", path.display());
             let restart = CHANGES.len() - 1..;
-            let all = match ["CHECKS", "PEERS"].contains(map) {
+            let all = match ["CHECKS", "CHECKING", "PEERS"].contains(map) {
                 // Only who checks a backend opens these.
                 true => &CHANGES[restart],
                 false => &CHANGES[..],

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use common::{
-    Dial, Ended, LIMIT, PORT, dial, gate, gate_status, listen, shell, wait_until_counted,
+    Dial, Ended, LIMIT, PORT, dial, gate, gate_status, listen, shell, status, wait_until_counted,
     wait_until_held,
 };
 use gate_common::abi::Counter;
@@ -251,6 +251,35 @@ fn a_syn_with_data_is_dropped_and_its_client_retries_without() {
         (&accepted).read_exact(&mut text).unwrap();
         assert_eq!(&text, b"early", "{what}");
         drop(sender.unwrap().join());
+    }
+}
+
+#[test]
+fn a_syn_with_data_meets_a_gate_that_drops_or_rejects_as_any_other() {
+    for (hook, interface, client, server, address) in WAYS {
+        let topology = Topology::new().unwrap();
+        for side in [Side::Client, Side::Server] {
+            topology
+                .sysctl(side, "net.ipv4.tcp_fastopen", "519")
+                .unwrap();
+        }
+        gate(&topology, &["up", "--hook", hook, interface]);
+        let target = SocketAddr::new(address, PORT);
+        let endpoint = target.to_string();
+        let listener = topology.run(server, || Ok(std::net::TcpListener::bind(target)?));
+        let _listener = listener.unwrap();
+        let send = || {
+            let socket = tcp()?;
+            socket.set_nonblocking(true)?;
+            let sent = socket.send_to_with_flags(b"early", &target.into(), libc::MSG_FASTOPEN);
+            Ok((socket, sent.is_ok()))
+        };
+        for (close, counter) in [("drop", Counter::Dropped), ("reject", Counter::Rejected)] {
+            gate(&topology, &[close, &endpoint]);
+            let _under_way = topology.run(client, send).unwrap();
+            wait_until_counted(&topology, &endpoint, counter, 1);
+        }
+        assert_eq!(status(&topology).unparsed, 0, "{hook} {interface}");
     }
 }
 

@@ -41,7 +41,8 @@ const REFRESH: Duration = Duration::from_millis(100);
 
 /// What is left to do where bpffs went during a restart.
 const OUT_OF_REACH: &str = "gate's pins are out of reach: bpffs was unmounted, or something is mounted over \
-    it; `mount -t bpf bpf /sys/fs/bpf`, or unmount that, then `gate down`";
+    it; `mount -t bpf bpf /sys/fs/bpf`, or unmount that; `gate status` then shows what is left, and `gate \
+    down` takes it away";
 
 /// A restart as it was asked for.
 pub struct Request {

@@ -1,5 +1,5 @@
-//! Many gates at once: each map is listed once and written by batches, whatever their number. The order
-//! of the writes is that of one gate.
+//! Many gates at once: each map is listed once and written by batches, whatever their number; of the
+//! shortcuts only the slots in question are read. The order of the writes is that of one gate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -135,13 +135,15 @@ impl Tables {
             .map_err(Error::call("bpf batch update in", "PORTS"))
     }
 
-    /// Writes the index of the ports anew where it does not fit the endpoints.
+    /// Writes the index of the ports anew where it does not fit the endpoints, and the shortcuts that are
+    /// missing.
     ///
     /// # Errors
     /// Those of the maps.
     pub fn mend_index(&mut self, _lock: &Lock) -> Result<()> {
         let endpoints = self.endpoints()?;
-        self.index_all(&endpoints)
+        self.index_all(&endpoints)?;
+        self.make_shortcuts(endpoints)
     }
 
     /// Guards gates, each with its lease, or guards them no more.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, SkStorage};
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, SkStorage};
 use gate_common::abi::{CHECKING, checking_slot};
 use gate_common::flow::{EndpointKey, FlowKey, GateId};
 use gate_common::handover::Peer;
@@ -33,10 +33,11 @@ impl Checks {
     /// Those of the pins.
     pub fn open(pins: &Pins) -> Result<Self> {
         let data = |name: &str| open_map(pins, name);
+        let counts: Array<_, u64> = typed(Map::Array(data("CHECKING")?), pins.map("CHECKING"))?;
         Ok(Self {
             armed: typed(Map::Array(data(ARMED)?), pins.map(ARMED))?,
             map: typed(Map::LruHashMap(data("CHECKS")?), pins.map("CHECKS"))?,
-            counts: Counts::new(data("CHECKING")?.fd().as_fd(), CHECKING as usize)
+            counts: Counts::new(counts.map().fd().as_fd(), CHECKING as usize)
                 .map_err(Error::call("mmap", "CHECKING"))?,
             entered: HashSet::new(),
             peers: typed(Map::SkStorage(data("PEERS")?), pins.map("PEERS"))?,

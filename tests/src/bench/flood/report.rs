@@ -186,7 +186,10 @@ fn above_sender(own: &Case, other: &Case, sender: &Case) -> Spread {
     let (own, other, sender) = (own.each(), other.each(), sender.each());
     let rounds = own.iter().zip(&other).zip(&sender);
     let all: Vec<f64> = rounds
-        .map(|((own, other), sender)| (own - sender) / (other - sender))
+        .map(|((own, other), sender)| (own - sender, other - sender))
+        // Where the other costs next to nothing there is no ratio.
+        .filter(|(_, other)| *other > 1.0)
+        .map(|(own, other)| own / other)
         .collect();
     Spread::of(&all)
 }
