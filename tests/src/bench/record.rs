@@ -23,6 +23,8 @@ pub trait Raw: Serialize + DeserializeOwned {
 /// What is made of raw figures.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// The table that tells the most, in Markdown, for who reads no more; none where all are as good.
+    pub brief: Option<String>,
     /// Text in Markdown: what was measured, and the tables.
     pub text: String,
     /// The plots, and the name of each file, without `.svg`.
@@ -74,9 +76,9 @@ pub fn read<R: Raw>(folder: &Path) -> Result<Option<R>> {
         .with_context(|| format!("read the figures in {}", file.display()))
 }
 
-/// Writes the tables and plots of a folder's raw figures beside them, and returns the tables;
-/// none where that benchmark did not run.
-pub fn render<R: Raw>(folder: &Path) -> Result<Option<String>> {
+/// Writes the plots of a folder's raw figures beside them, and returns all that is made of them; none
+/// where that benchmark did not run.
+pub fn render<R: Raw>(folder: &Path) -> Result<Option<Report>> {
     let Some(raw) = read::<R>(folder)? else {
         return Ok(None);
     };
@@ -84,7 +86,7 @@ pub fn render<R: Raw>(folder: &Path) -> Result<Option<String>> {
     for (name, plot) in &report.plots {
         write(folder, &format!("{name}.svg"), &plot.to_svg())?;
     }
-    Ok(Some(report.text))
+    Ok(Some(report))
 }
 
 /// A ratio beside the most that was promised of it: `1.05 (<= 1.10)`, `1.35 (above 1.10)`.

@@ -73,6 +73,7 @@ impl Raw for Setup {
     fn report(&self) -> Report {
         let revision = self.revision.as_deref().unwrap_or("unknown");
         Report {
+            brief: None,
             text: format!(
                 "- {}, Gate {revision}\n- Linux {}\n- {} x {}, {:.1} GiB of memory\n- load average in the \
                  minute before: {:.2}\n",

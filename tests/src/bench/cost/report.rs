@@ -29,7 +29,11 @@ impl Raw for Cost {
                 plots.push((format!("cost-{stem}"), traffic_plot(what, &groups)));
             }
         }
-        Report { text, plots }
+        Report {
+            brief: None,
+            text,
+            plots,
+        }
     }
 }
 

@@ -48,7 +48,11 @@ impl Raw for Flood {
             panels,
         };
         let plots = vec![("flood".to_owned(), plot)];
-        Report { text, plots }
+        Report {
+            brief: self.brief(),
+            text,
+            plots,
+        }
     }
 }
 
@@ -59,6 +63,21 @@ impl Flood {
 
     fn kind(&self, device: Device, kind: Kind) -> Option<&Case> {
         self.of(device).find(|case| case.kind == kind)
+    }
+
+    /// What a SYN costs on tap.
+    fn brief(&self) -> Option<String> {
+        let nft = self.kind(Device::Tap, Kind::NftInput)?;
+        let mut text = String::from(
+            "| a SYN dropped, on tap | CPU time, ns | of nft's input hook |\n|---|--:|--:|\n",
+        );
+        for case in self.of(Device::Tap) {
+            let of_nft = pairs(case, nft, |own, other| own / other).median;
+            let cost = Spread::of(&case.each()).median;
+            // A string takes it.
+            let _ = writeln!(text, "| {} | {cost:.0} | {of_nft:.2} |", case.name);
+        }
+        Some(text)
     }
 
     fn table(&self, device: Device) -> String {

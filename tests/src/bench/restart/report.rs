@@ -10,6 +10,9 @@ use crate::text::grouped;
 /// What `hold` may add at the most, as a ratio to what the floor adds.
 const GOAL: f64 = 1.2;
 
+/// The outage of the brief table, in ms.
+const BRIEF: f64 = 2_000.0;
+
 /// Makes it.
 pub fn report(figures: &Figures) -> Report {
     let mut text = INTRODUCTION.to_owned();
@@ -34,7 +37,11 @@ pub fn report(figures: &Figures) -> Report {
     for failure in &figures.failures {
         text += &format!("\nNot measured, or not as claimed: {failure}.\n");
     }
-    Report { text, plots }
+    Report {
+        brief: figures.brief(),
+        text,
+        plots,
+    }
 }
 
 const INTRODUCTION: &str = "\
@@ -116,6 +123,30 @@ impl Figures {
         )
     }
 
+    /// One outage at each rate: 2 s, or else the first there is.
+    fn brief(&self) -> Option<String> {
+        let outages = self.outages();
+        let is_brief = |outage: &f64| outage.total_cmp(&BRIEF).is_eq();
+        let outage = outages.iter().copied().find(is_brief);
+        let outage = outage.or(outages.first().copied())?;
+        let mut head = vec![format!("away for {}", time(outage))];
+        for rate in self.rates() {
+            let rate = grouped(rate as usize);
+            head.extend(["failed", "p99", "max"].map(|column| format!("{rate}/s: {column}")));
+        }
+        head.extend(["source kept", "needs"].map(str::to_owned));
+        let mut rows = vec![head];
+        for way in self.ways.iter().filter(|way| way.absent.is_none()) {
+            let mut cells = vec![way.title.clone()];
+            for rate in self.rates() {
+                cells.extend(self.cells(way, rate, outage));
+            }
+            cells.extend([self.is_source_kept(way), way.needs.clone()]);
+            rows.push(cells);
+        }
+        Some(markdown(&rows))
+    }
+
     fn table(&self, rate: u32) -> Vec<Vec<String>> {
         let mut head = vec!["way".to_owned()];
         for outage in self.outages() {
@@ -136,26 +167,33 @@ impl Figures {
         let mark = if is_noted { " *" } else { "" };
         let mut cells = vec![format!("{}{mark}", way.title)];
         for outage in self.outages() {
-            let mut made = self.of(&way.name, rate, outage);
-            if made.next().is_none() {
-                cells.extend(["-"; 3].map(str::to_owned));
-                continue;
-            }
-            let median = |what| {
-                let spread = self.spread(&way.name, rate, outage, what);
-                figure(spread.map(|spread| spread.median))
-            };
-            cells.push(grouped(self.lost(&way.name, rate, outage)));
-            cells.extend([median(P99), median(MAX)]);
+            cells.extend(self.cells(way, rate, outage));
         }
-        let mut made = self.restarts.iter().filter(|it| it.way == way.name);
-        cells.push(match (made.clone().next(), made.all(|it| it.source_kept)) {
-            (None, _) => "-".to_owned(),
-            (Some(_), true) => "yes".to_owned(),
-            (Some(_), false) => "no".to_owned(),
-        });
-        cells.push(way.needs.clone());
+        cells.extend([self.is_source_kept(way), way.needs.clone()]);
         cells
+    }
+
+    /// Failed requests, and the medians of p99 and max.
+    fn cells(&self, way: &Way, rate: u32, outage: f64) -> [String; 3] {
+        if self.of(&way.name, rate, outage).next().is_none() {
+            return ["-"; 3].map(str::to_owned);
+        }
+        let median = |what| {
+            let spread = self.spread(&way.name, rate, outage, what);
+            figure(spread.map(|spread| spread.median))
+        };
+        let lost = grouped(self.lost(&way.name, rate, outage));
+        [lost, median(P99), median(MAX)]
+    }
+
+    fn is_source_kept(&self, way: &Way) -> String {
+        let mut made = self.restarts.iter().filter(|it| it.way == way.name);
+        match (made.clone().next(), made.all(|it| it.source_kept)) {
+            (None, _) => "-",
+            (Some(_), true) => "yes",
+            (Some(_), false) => "no",
+        }
+        .to_owned()
     }
 
     /// How what `hold` adds compares with the floor and with the others.

@@ -34,7 +34,11 @@ impl Raw for Scale {
         if !self.toggles.is_empty() {
             text += &self.toggles_table();
         }
-        Report { text, plots }
+        Report {
+            brief: None,
+            text,
+            plots,
+        }
     }
 }
 
