@@ -29,10 +29,8 @@ pub fn report(figures: &Figures) -> Report {
             text += &format!("\n{}: {why}.\n", way.title);
         }
     }
-    for restart in &figures.restarts {
-        if let Some(remark) = &restart.remark {
-            text += &format!("\n\\* {}: {remark}.\n", figures.name_of(restart));
-        }
+    for note in figures.notes() {
+        text += &format!("\n\\* {note}.\n");
     }
     for failure in &figures.failures {
         text += &format!("\nNot measured, or not as claimed: {failure}.\n");
@@ -72,7 +70,8 @@ pub fn line(restart: &Restart) -> String {
 /// Which of a restart's figures.
 type What = fn(&Restart) -> Option<f64>;
 const P99: What = |restart| restart.added_p99_ms;
-const MAX: What = |restart| restart.added_max_ms;
+/// None where nobody was answered who came meanwhile: of the others it tells nothing.
+const MAX: What = |restart| restart.added_p99_ms.and(restart.added_max_ms);
 
 impl Figures {
     fn rates(&self) -> Vec<u32> {
@@ -114,13 +113,29 @@ impl Figures {
         way.map_or(name.to_owned(), |way| way.title.clone())
     }
 
-    fn name_of(&self, restart: &Restart) -> String {
-        format!(
-            "{}, {} a second, {}",
-            self.title(&restart.way),
-            grouped(restart.rate as usize),
-            time(restart.outage_ms)
-        )
+    /// What was remarked, and where: one line for the same remark of one way.
+    fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<((&str, &str), Vec<String>)> = Vec::new();
+        for restart in &self.restarts {
+            let Some(remark) = &restart.remark else {
+                continue;
+            };
+            let place = format!(
+                "{} a second, {}",
+                grouped(restart.rate as usize),
+                time(restart.outage_ms)
+            );
+            let note = (restart.way.as_str(), remark.as_str());
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, places)) if places.contains(&place) => {}
+                Some((_, places)) => places.push(place),
+                None => notes.push((note, vec![place])),
+            }
+        }
+        let line = |((way, remark), places): ((&str, &str), Vec<String>)| {
+            format!("{} ({}): {remark}", self.title(way), places.join("; "))
+        };
+        notes.into_iter().map(line).collect()
     }
 
     /// One outage at each rate: 2 s, or else the first there is.
