@@ -187,7 +187,7 @@ fn what_was_measured_of_the_cost_is_told_and_can_be_read_again() {
     };
     let folder = std::env::temp_dir().join(format!("gate-bench-cost-{}", std::process::id()));
     record::save(&folder, &raw).unwrap();
-    let text = record::render::<Cost>(&folder).unwrap().unwrap();
+    let text = record::render::<Cost>(&folder).unwrap().unwrap().text;
     let row = "| gate, TC, open | 58.5 Gbit/s | 0.975 (0.975 to 0.975) |";
     assert!(text.contains(row), "{text}");
     assert_eq!(text, raw.report().text);
