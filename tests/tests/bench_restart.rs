@@ -94,6 +94,6 @@ fn the_figures_of_a_restart_become_a_table_and_a_plot() {
     noted.restarts[0].remark = Some("it rained".to_owned());
     let text = noted.report().text;
     assert!(text.contains("\n| nothing * |"), "{text}");
-    let note = "\n\\* nothing, 50 a second, 300 ms: it rained.\n";
+    let note = "\n\\* nothing (50 a second, 300 ms): it rained.\n";
     assert!(text.contains(note), "{text}");
 }
