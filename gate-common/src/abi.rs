@@ -8,7 +8,7 @@ use crate::shares::Room;
 use crate::state::StateWord;
 
 /// Version of the pinned maps; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Slots of `GATES` and `STATS`; slot 0 is the host's, so one less gates.
 pub const MAX_GATES: u32 = 1024;

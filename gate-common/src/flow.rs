@@ -59,8 +59,14 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn is(&self, other: &Self) -> bool {
+        self.differs(other) == 0
+    }
+
+    /// The bits that differ, of all words at once.
+    #[inline(always)]
+    const fn differs(&self, other: &Self) -> u32 {
         let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
-        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)
     }
 
     /// The last four octets: the IPv4 address of a v4-mapped one.
@@ -169,7 +175,13 @@ impl EndpointKey {
     #[inline(always)]
     #[must_use]
     pub const fn is(&self, other: &Self) -> bool {
-        self.address.is(&other.address) && self.port.0 == other.port.0
+        self.differs(other) == 0
+    }
+
+    /// The bits that differ, of all words at once.
+    #[inline(always)]
+    const fn differs(&self, other: &Self) -> u32 {
+        self.address.differs(&other.address) | (self.port.0 ^ other.port.0) as u32
     }
 
     /// All bits of it in 64. Who picks endpoints is the operator, so nothing is secret about it.
@@ -254,7 +266,7 @@ impl PortEntry {
 }
 
 /// Slots of the `SHORTCUTS` map.
-pub const SHORTCUTS: u32 = 1 << 16;
+pub const SHORTCUTS: u32 = 1 << 17;
 
 /// The endpoint with an address that has this slot, and its gate; value of the `SHORTCUTS` map. The slot
 /// follows from the endpoint ([`slot`](Self::slot)), so it is compared where the kernel's hash would be
@@ -300,10 +312,10 @@ impl Shortcut {
     #[inline(always)]
     #[must_use]
     pub const fn gate_of(&self, endpoint: &EndpointKey) -> Option<GateId> {
-        let is_whole = self.check == endpoint.mixed() as u32 ^ self.gate.0;
-        match self.endpoint.is(endpoint) && is_whole && self.gate.0 != GateId::HOST.0 {
-            true => Some(self.gate),
-            false => None,
+        let check = self.check ^ endpoint.mixed() as u32 ^ self.gate.0;
+        match (self.endpoint.differs(endpoint) | check, self.gate) {
+            (0, gate) if gate.0 != GateId::HOST.0 => Some(gate),
+            _ => None,
         }
     }
 }

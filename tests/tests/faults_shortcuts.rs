@@ -92,16 +92,20 @@ fn an_endpoint_has_a_shortcut_to_its_gate_as_long_as_it_has_one() {
 fn of_two_endpoints_with_one_slot_each_keeps_its_gate() {
     let topology = Topology::new().unwrap();
     gate(&topology, &["up", INTERFACE]);
-    let slot = |text: &str| Shortcut::slot(&EndpointKey::from(text.parse::<Endpoint>().unwrap()));
-    let other = (1..=u16::MAX)
-        .map(|port| format!("10.0.0.5:{port}"))
-        .find(|other| other != ENDPOINT && slot(other) == slot(ENDPOINT))
-        .expect("two of 65,535 in 65,536 slots");
-    gate(&topology, &["drop", &other]);
-    gate(&topology, &["drop", ENDPOINT]);
-    assert_eq!(shortcuts(&topology), [other.as_str()]);
+    let mut ports = BTreeMap::new();
+    let pair = (1..=u16::MAX).find_map(|port| {
+        let endpoint = format!("10.0.0.5:{port}");
+        let key = EndpointKey::from(endpoint.parse::<Endpoint>().unwrap());
+        let other = ports.insert(Shortcut::slot(&key), endpoint.clone())?;
+        Some([other, endpoint])
+    });
+    let pair = pair.expect("two of 65,535 in 131,072 slots");
+    for endpoint in &pair {
+        gate(&topology, &["drop", endpoint]);
+    }
+    assert_eq!(shortcuts(&topology), pair[..1]);
     let address = |endpoint: &str| endpoint.parse::<std::net::SocketAddr>().unwrap();
-    for endpoint in [ENDPOINT, &other] {
+    for endpoint in &pair {
         let _listener = listen(&topology, address(endpoint));
         let connect = || {
             let limit = std::time::Duration::from_millis(50);
