@@ -264,7 +264,7 @@ impl Pins {
     /// # Errors
     /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`], [`Error::Locked`].
     pub fn lock(&self) -> Result<Lock> {
-        patiently(self, || self.try_lock())
+        patiently(|| self.try_lock())
     }
 
     /// As [`lock`](Self::lock), but none where another command has it now.
@@ -289,12 +289,6 @@ impl Pins {
         Ok(Some(lock))
     }
 
-    pub(crate) fn locked(&self) -> Error {
-        Error::Locked {
-            path: self.root.clone(),
-        }
-    }
-
     /// Takes the lock, making its folder where there is none.
     ///
     /// # Errors
@@ -311,7 +305,7 @@ impl Pins {
                 // Removed by a `gate down` that we waited for: make it anew.
                 Flocked::Taken(_) | Flocked::Gone => {}
                 Flocked::Busy if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
-                Flocked::Busy => return Err(self.locked()),
+                Flocked::Busy => return Err(locked()),
             }
         }
     }
@@ -460,14 +454,19 @@ impl Pins {
     }
 }
 
+/// Why the lock was not to be had, by the path that people know.
+pub(crate) fn locked() -> Error {
+    Error::Locked { path: GATE.into() }
+}
+
 /// Tries for the lock for as long as a command waits that has changed nothing yet.
-fn patiently(pins: &Pins, attempt: impl Fn() -> Result<Option<Lock>>) -> Result<Lock> {
+fn patiently(attempt: impl Fn() -> Result<Option<Lock>>) -> Result<Lock> {
     let start = Instant::now();
     loop {
         match attempt()? {
             Some(lock) => return Ok(lock),
             None if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
-            None => return Err(pins.locked()),
+            None => return Err(locked()),
         }
     }
 }

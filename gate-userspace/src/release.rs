@@ -180,9 +180,11 @@ impl Release {
 
     /// The same, which goes on also where the pins are out of reach.
     #[must_use]
-    pub fn anchored(self, anchor: &Arc<Anchor>) -> Self {
-        let anchor = Some(Arc::clone(anchor));
-        Self { anchor, ..self }
+    pub fn anchored(anchor: &Arc<Anchor>, job: Job, pace: Pace) -> Self {
+        Self {
+            anchor: Some(Arc::clone(anchor)),
+            ..Self::new(anchor.pins(), job, pace)
+        }
     }
 
     /// From now on nothing is waited for: the next step opens the gates and injects the rest.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::gates::Gate;
 use crate::handover;
 use crate::listens::{self, Listens};
-use crate::pins::{Lock, Pins};
+use crate::pins::{Lock, Pins, locked};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::sockets;
@@ -173,7 +173,7 @@ impl Watcher {
     /// injects.
     pub fn of_all(pins: &Pins, told: bool) -> Result<Self> {
         // Whoever looks has other things to do than to wait.
-        let lock = pins.try_lock()?.ok_or_else(|| pins.locked())?;
+        let lock = pins.try_lock()?.ok_or_else(locked)?;
         Self::new(pins, &lock, Watched::All, told)
     }
 

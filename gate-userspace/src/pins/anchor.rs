@@ -1,67 +1,99 @@
-//! The lock where its folder's path is lost.
+//! The pins as they were found, whatever becomes of the path to them.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use super::{Flocked, Lock, Pins, flock, is_at, patiently};
 use crate::error::{Error, Result};
+use crate::tables::Tables;
 
-/// The folder whose lock it is, kept open: the lock can be had also where the path does not lead there
-/// any more, because bpffs was unmounted or another was mounted over it.
+#[cfg(test)]
+mod tests;
+
+/// The folder whose lock it is, kept open: the lock and the pins can be had also where the path does not
+/// lead there any more, because bpffs was unmounted or another was mounted over it. All goes by the
+/// folder, for the path may be lost between any two looks at it.
 #[derive(Debug)]
-pub struct Anchor(File);
+pub struct Anchor {
+    folder: File,
+    path: PathBuf,
+    pins: Pins,
+}
 
 impl Lock {
-    /// What the lock can be had by later.
+    /// What the lock of these pins can be had by later.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn anchor(&self) -> Result<Anchor> {
-        reopen(&self.file).map(Anchor)
+    pub fn anchor(&self, pins: &Pins) -> Result<Anchor> {
+        let folder = reopen(&self.file)?;
+        Ok(Anchor {
+            path: pins.root.clone(),
+            pins: Pins {
+                root: way_to(&folder),
+                namespace: pins.namespace.clone(),
+            },
+            folder,
+        })
     }
 }
 
 impl Anchor {
+    /// The pins, wherever they are.
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// Whether the path leads elsewhere, or nowhere.
     #[must_use]
-    pub fn is_lost(&self, pins: &Pins) -> bool {
-        !is_at(&self.0, &pins.root)
+    pub fn is_lost(&self) -> bool {
+        !is_at(&self.folder, &self.path)
     }
 
     /// Whether the folder is there still, out of reach. One that was removed has no link.
     #[must_use]
-    pub fn is_out_of_reach(&self, pins: &Pins) -> bool {
-        self.is_lost(pins) && self.0.metadata().is_ok_and(|folder| folder.nlink() > 0)
+    pub fn is_out_of_reach(&self) -> bool {
+        self.is_lost() && self.folder.metadata().is_ok_and(|it| it.nlink() > 0)
     }
 
-    /// Takes the lock, by the path where that leads there.
+    /// Takes the lock, whatever is pinned.
     ///
     /// # Errors
-    /// As [`Pins::lock`].
-    pub fn lock(&self, pins: &Pins) -> Result<Lock> {
-        match self.is_lost(pins) {
-            true => patiently(pins, || self.try_lock()),
-            false => pins.lock(),
-        }
+    /// [`Error::Locked`], and those of the file system.
+    pub fn lock(&self) -> Result<Lock> {
+        patiently(|| self.try_lock())
     }
 
-    /// Takes the lock, whatever became of the path; none where another command has it now. What it is
-    /// the lock of are the maps that were opened while the path led there.
+    /// As [`lock`](Self::lock), but none where another command has it now.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn try_lock(&self) -> Result<Option<Lock>> {
         // A lock belongs to one opening of the folder.
-        match flock(reopen(&self.0)?, "gate's folder")? {
+        match flock(reopen(&self.folder)?, &self.path.display().to_string())? {
             Flocked::Taken(file) => Ok(Some(Lock { file })),
             Flocked::Busy | Flocked::Gone => Ok(None),
         }
     }
+
+    /// Whether nobody put other maps in the place of these. Where none are pinned any more nobody did,
+    /// and the words tell what a `gate down` did before.
+    #[must_use]
+    pub fn has_current(&self, tables: &Tables) -> bool {
+        tables.are_current(&self.pins) || !self.pins.exist()
+    }
 }
 
-/// Opens a folder once more, wherever it is.
+/// A path to an open folder, wherever that is.
+fn way_to(folder: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", folder.as_raw_fd()).into()
+}
+
+/// Opens a folder once more.
 fn reopen(folder: &File) -> Result<File> {
-    let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
-    File::open(&path).map_err(Error::call("open", path))
+    let path = way_to(folder);
+    File::open(&path).map_err(Error::call("open", path.display().to_string()))
 }

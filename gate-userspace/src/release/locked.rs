@@ -1,7 +1,6 @@
 //! The lock during a release: taken for a moment, with a look at what others did meanwhile.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate_common::flow::GateId;
@@ -10,7 +9,7 @@ use gate_common::state::StateWord;
 use super::{Phase, RETRY, Release, Step};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::pins::{Anchor, Lock};
+use crate::pins::{Lock, locked};
 use crate::tables::Tables;
 
 /// How long the lock is tried for at least; for as long as a lease runs in any case.
@@ -60,21 +59,17 @@ impl Release {
 
     fn try_lock(&self) -> Result<Option<Lock>> {
         match &self.anchor {
-            Some(anchor) if anchor.is_lost(&self.pins) => anchor.try_lock(),
-            Some(_) | None => self.pins.try_lock(),
+            Some(anchor) => anchor.try_lock(),
+            None => self.pins.try_lock(),
         }
-    }
-
-    /// Whether the maps are those that are pinned. Where the pins are out of reach nobody else put others
-    /// in their place, and the words tell what a `gate down` did before.
-    fn are_current(&self, tables: &Tables) -> bool {
-        let is_lost = |anchor: &Arc<Anchor>| anchor.is_lost(&self.pins);
-        self.anchor.as_ref().is_some_and(is_lost) || tables.are_current(&self.pins)
     }
 
     /// Leaves alone what is not any more as this release knows it.
     pub(super) fn check(&mut self, tables: &Tables) -> Result<()> {
-        let is_current = self.are_current(tables);
+        let is_current = match &self.anchor {
+            Some(anchor) => anchor.has_current(tables),
+            None => tables.are_current(&self.pins),
+        };
         for (id, gate) in &mut self.gates {
             gate.is_guarded = tables.state(*id)?.is_guarded();
         }
@@ -113,7 +108,7 @@ impl Release {
         let now = clock::now();
         let leases_run = self.gates.values().any(|gate| now < gate.deadline);
         if since.elapsed() >= LOCK_PATIENCE && !leases_run {
-            return Err(self.pins.locked());
+            return Err(locked());
         }
         Ok(Step::Wait(RETRY))
     }

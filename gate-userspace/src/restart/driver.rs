@@ -142,8 +142,8 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
     let signals = Signals::new()?;
     let closing = close(pins, &request)?;
     let anchor = Arc::clone(&closing.anchor);
-    let ended = drive(pins, request, progress, program, signals, closing).await;
-    let detached = match anchor.is_lost(pins) {
+    let ended = drive(request, progress, program, signals, closing).await;
+    let detached = match anchor.is_lost() {
         // What is pinned there is none of these gates.
         true => Ok(()),
         false => match pins.lock() {
@@ -157,14 +157,13 @@ pub async fn run(pins: &Pins, request: Request, progress: &mut dyn Progress) -> 
             "could not detach: {error}; `gate down` tries again"
         ));
     }
-    if anchor.is_out_of_reach(pins) {
+    if anchor.is_out_of_reach() {
         progress.note(OUT_OF_REACH);
     }
     ended
 }
 
 async fn drive(
-    pins: &Pins,
     request: Request,
     progress: &mut dyn Progress,
     program: PathBuf,
@@ -257,7 +256,7 @@ async fn drive(
                         Ok(spawned) => child = Some(spawned),
                         Err(error) => {
                             open(
-                                (pins, &anchor),
+                                &anchor,
                                 &mut tables,
                                 &mut replayer,
                                 &held,
@@ -274,7 +273,7 @@ async fn drive(
                     progress.checking(clock::between(closed_at, clock::now()), &shown);
                     checks = Some(watch(Health {
                         must_listen: must_listen(&request.checks, &served),
-                        renew: renewal(pins, &anchor, &ids),
+                        renew: renewal(&anchor, &ids),
                         listening: listening.clone(),
                         checks: list.clone(),
                         passes: passes.clone(),
@@ -284,7 +283,7 @@ async fn drive(
                     }));
                 }
                 Action::Open => {
-                    if let Some(note) = renew_aliases((pins, &anchor), &held) {
+                    if let Some(note) = renew_aliases(&anchor, &held) {
                         progress.note(&note);
                     }
                     let pace = Pace {
@@ -295,7 +294,7 @@ async fn drive(
                         },
                     };
                     opened = open(
-                        (pins, &anchor),
+                        &anchor,
                         &mut tables,
                         &mut replayer,
                         &held,
@@ -312,7 +311,7 @@ async fn drive(
                 }
                 Action::Reject => {
                     let until = clock::after(clock::now(), request.max_hold);
-                    opened = reject((pins, &anchor), &mut tables, &held, until);
+                    opened = reject(&anchor, &mut tables, &held, until);
                 }
                 Action::Keep => opened.at = clock::now(),
                 Action::Stop => {
@@ -348,10 +347,10 @@ async fn drive(
 }
 
 /// What makes the gates' backends known again.
-fn renewal(pins: &Pins, anchor: &Arc<Anchor>, gates: &[GateId]) -> Renew {
-    let (pins, anchor) = (pins.clone(), Arc::clone(anchor));
+fn renewal(anchor: &Arc<Anchor>, gates: &[GateId]) -> Renew {
+    let anchor = Arc::clone(anchor);
     let gates = gates.iter().copied().collect();
-    Box::new(move || renew_backends((&pins, &anchor), &gates))
+    Box::new(move || renew_backends(&anchor, &gates))
 }
 
 /// How long until the established connections are looked at.

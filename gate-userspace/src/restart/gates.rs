@@ -14,7 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::gates::{self, Gate};
 use crate::nap::nap;
-use crate::pins::{Anchor, Lock, Pins, RestartLock};
+use crate::pins::{Anchor, Lock, Pins, RestartLock, locked};
 use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::tables::handovers::Handovers;
@@ -98,7 +98,7 @@ fn close_locked(
     let draining = drain.map(|drain| Draining::new(&reached, drain));
     let draining = draining.transpose()?;
     let replayer = Replayer::load(pins, lock)?;
-    let anchor = Arc::new(lock.anchor()?);
+    let anchor = Arc::new(lock.anchor(pins)?);
     tables.settle(lock, clock::now())?;
     let mut claims = Vec::new();
     for gate in gates::find_or_make(pins, lock, &mut tables, &request.targets, clock::now())? {
@@ -180,22 +180,15 @@ fn served(
 ///
 /// # Errors
 /// As a line for the operator; it is worth another try.
-pub(super) fn renew_backends(
-    (pins, anchor): (&Pins, &Anchor),
-    gates: &BTreeSet<GateId>,
-) -> Result<(), String> {
-    // What is pinned there is none of these gates'.
-    if anchor.is_lost(pins) {
-        return Ok(());
-    }
+pub(super) fn renew_backends(anchor: &Anchor, gates: &BTreeSet<GateId>) -> Result<(), String> {
     let renew = || -> Result<()> {
-        match Handovers::open(pins)? {
+        match Handovers::open(anchor.pins())? {
             Some(handovers) if handover::is_lost(&handovers, gates)? => {}
             _ => return Ok(()),
         }
-        match pins.try_lock()? {
-            Some(lock) => handover::renew(pins, &lock, gates).map(drop),
-            None => Err(pins.locked()),
+        match anchor.try_lock()? {
+            Some(lock) => handover::renew(anchor.pins(), &lock, gates).map(drop),
+            None => Err(locked()),
         }
     };
     renew().map_err(|error| error.to_string())
@@ -213,7 +206,7 @@ pub(super) struct Opened {
 /// Opens the gates that are still as this restart closed them. Tries for as long as the lease
 /// runs, and for some seconds at least; after that the gates are open anyway. A signal opens at once.
 pub(super) async fn open(
-    (pins, anchor): (&Pins, &Arc<Anchor>),
+    anchor: &Arc<Anchor>,
     tables: &mut Tables,
     replayer: &mut Replayer,
     held: &[Held],
@@ -221,7 +214,7 @@ pub(super) async fn open(
     signals: &mut Signals,
 ) -> Opened {
     let words = held.iter().map(|held| (held.gate.id, held.word)).collect();
-    let mut release = Release::new(pins, Job::Open(words), pace).anchored(anchor);
+    let mut release = Release::anchored(anchor, Job::Open(words), pace);
     let mut opened = Opened::default();
     loop {
         match release.step(tables, replayer) {
@@ -252,15 +245,10 @@ pub(super) async fn open(
 }
 
 /// Makes the listeners known that answer for the gates' aliases now; what to tell the operator.
-pub(super) fn renew_aliases((pins, anchor): (&Pins, &Anchor), held: &[Held]) -> Option<String> {
-    if anchor.is_lost(pins) {
-        return None;
-    }
+pub(super) fn renew_aliases(anchor: &Anchor, held: &[Held]) -> Option<String> {
     let gates = held.iter().map(|held| held.gate.id).collect();
-    match pins.lock() {
-        Ok(lock) => alias::renew_or_note(pins, &lock, &gates),
-        // A `gate down` was first.
-        Err(Error::NotUp) => None,
+    match anchor.lock() {
+        Ok(lock) => alias::renew_or_note(anchor.pins(), &lock, &gates),
         Err(error) => Some(format!("the status ports may refuse: {error}")),
     }
 }
@@ -268,15 +256,15 @@ pub(super) fn renew_aliases((pins, anchor): (&Pins, &Anchor), held: &[Held]) -> 
 /// Lets the gates that are still as this restart closed them reject new connections. What they held
 /// is forgotten: its clients retransmit, and are rejected then.
 pub(super) fn reject(
-    (pins, anchor): (&Pins, &Anchor),
+    anchor: &Anchor,
     tables: &mut Tables,
     held: &[Held],
     until: BootTime,
 ) -> Opened {
     let mut opened = Opened::default();
     let word = StateWord::closed(Closed::Reject, until).with_checks();
-    let rejected = anchor.lock(pins).and_then(|lock| {
-        let current = anchor.is_lost(pins) || tables.are_current(pins);
+    let rejected = anchor.lock().and_then(|lock| {
+        let current = anchor.has_current(tables);
         for held in held {
             if current && tables.state(held.gate.id)?.guarded(false) == held.word {
                 tables.close(&lock, held.gate.id, word, clock::now())?;
