@@ -83,7 +83,7 @@ impl Anchor {
     /// and the words tell what a `gate down` did before.
     #[must_use]
     pub fn has_current(&self, tables: &Tables) -> bool {
-        tables.are_current(&self.pins) || !self.pins.exist()
+        tables.are_current(&self.pins) || !self.pins.map("GATES").exists()
     }
 }
 
