@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{Flocked, Lock, Pins, flock, is_at, patiently};
+use super::lock::{Flocked, flock, is_at, patiently};
+use super::{Lock, Pins};
 use crate::error::{Error, Result};
 use crate::tables::Tables;
 

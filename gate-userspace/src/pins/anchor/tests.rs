@@ -7,7 +7,8 @@ use std::thread::scope;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::super::{make_folder, try_flock};
+use super::super::lock::try_flock;
+use super::super::make_folder;
 use super::*;
 
 /// How often a path leads elsewhere, and back, while the lock is taken.
