@@ -241,12 +241,15 @@ impl Pins {
         })
     }
 
-    /// Fails where the root folder is there, but not root's alone.
+    /// Fails where the root folder is not root's alone, or not there.
     ///
     /// # Errors
-    /// [`Error::ForeignFolder`].
+    /// [`Error::ForeignFolder`], [`Error::NotUp`].
     pub(crate) fn check_owner(&self) -> Result<()> {
-        let folder = fs::symlink_metadata(&self.root).map_err(Error::call("stat", self.root()))?;
+        let folder = match fs::symlink_metadata(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotUp),
+            folder => folder.map_err(Error::call("stat", self.root.display().to_string()))?,
+        };
         // Anyone may make files in bpffs (it has mode 1777), so look who made this one.
         if folder.is_dir() && folder.uid() == 0 && folder.mode() & 0o077 == 0 {
             return Ok(());
@@ -254,10 +257,6 @@ impl Pins {
         Err(Error::ForeignFolder {
             path: self.root.clone(),
         })
-    }
-
-    fn root(&self) -> String {
-        self.root.display().to_string()
     }
 
     fn restarts(&self) -> PathBuf {

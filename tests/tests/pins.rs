@@ -10,6 +10,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use anyhow::bail;
 use common::{
     CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, exists, find_gate, gate, mode,
     refused, shell, snapshot, up, wait_until,
@@ -19,6 +20,7 @@ use gate_tests::backend::Options;
 use gate_tests::foreign;
 use gate_tests::service::Service;
 use gate_tests::topology::{INTERFACE, Side, Topology, server_v4};
+use gate_userspace::error::Error;
 use gate_userspace::pins::Pins;
 use gate_userspace::sys;
 use nix::fcntl::{Flock, FlockArg};
@@ -271,4 +273,37 @@ fn restarts_of_two_endpoints_at_once_both_end_well() {
         let output = one.wait(LIMIT).unwrap();
         assert_eq!(output.code(), 0, "{output}");
     }
+}
+
+#[test]
+fn a_folder_that_goes_between_two_looks_at_it_is_made_anew_or_is_not_there() {
+    let topology = Topology::new().unwrap();
+    let make = || {
+        let pins = Pins::here()?;
+        for _ in 0..10_000 {
+            let lock = pins.lock_or_create()?;
+            pins.remove_empty(lock);
+        }
+        Ok(())
+    };
+    let take = || {
+        let pins = Pins::here()?;
+        for _ in 0..10_000 {
+            match pins.try_lock() {
+                Err(Error::NotUp) | Ok(None) => {}
+                taken => bail!("{taken:?}"),
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let running = [
+            scope.spawn(|| topology.run(Side::Server, make)),
+            scope.spawn(|| topology.run(Side::Server, make)),
+            scope.spawn(|| topology.run(Side::Server, take)),
+        ];
+        for one in running {
+            one.join().unwrap().unwrap();
+        }
+    });
 }

@@ -45,9 +45,6 @@ impl Pins {
     /// # Errors
     /// [`Error::NotUp`], [`Error::OtherAbi`], [`Error::ForeignFolder`].
     pub fn try_lock(&self) -> Result<Option<Lock>> {
-        if !self.root.exists() {
-            return Err(Error::NotUp);
-        }
         self.check_owner()?;
         self.check_version()?;
         let lock = match try_flock(&self.root)? {
@@ -70,7 +67,11 @@ impl Pins {
         let start = Instant::now();
         loop {
             make_folder(&self.root)?;
-            self.check_owner()?;
+            match self.check_owner() {
+                // Removed again, by another that found it empty.
+                Err(Error::NotUp) => continue,
+                checked => checked?,
+            }
             match try_flock(&self.root)? {
                 Flocked::Taken(file) if is_at(&file, &self.root) => {
                     return Ok(Lock { file });
