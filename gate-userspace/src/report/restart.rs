@@ -7,27 +7,37 @@ use serde_json::{Value, json};
 use super::attach::up_json;
 use super::release::{released_json, released_text};
 use super::{connections, list, millis, span, texts};
-use crate::gates;
+use crate::gates::{self, Gate};
 use crate::restart::driver::Summary;
 use crate::restart::{AtEnd, Outcome, Phase};
+
+#[cfg(test)]
+mod tests;
 
 /// The line that ends `gate restart`.
 #[must_use]
 pub fn summary(summary: &Summary) -> String {
-    let gates = list(&summary.gates);
+    let own = own(summary);
+    let gates = match own.is_empty() {
+        true => list(&summary.gates),
+        false => list(&own),
+    };
     let end = match summary.outcome {
         Outcome::Healthy => "healthy".to_owned(),
         Outcome::CommandFailed(end) => format!("the command {end}"),
         Outcome::LeaseOver(_) => "the lease ran out".to_owned(),
         Outcome::Interrupted(_) => "interrupted".to_owned(),
     };
-    let end = match summary.gate {
-        AtEnd::Opens => format!("{end}, open again"),
-        AtEnd::Rejects => format!("{end}, rejecting new connections"),
-        AtEnd::Stays => format!("{end}, still holding new connections"),
+    // What failed the complaint tells, and what another command did the end of this line.
+    let is_done = !own.is_empty() && summary.open_failure.is_none();
+    let done = match summary.gate {
+        _ if !is_done => "",
+        AtEnd::Opens => ", open again",
+        AtEnd::Rejects => ", rejecting new connections",
+        AtEnd::Stays => ", still holding new connections",
     };
-    let mut line = format!("{gates}: {end} after {}", span(summary.closed_for));
-    if summary.gate == AtEnd::Opens {
+    let mut line = format!("{gates}: {end}{done} after {}", span(summary.closed_for));
+    if summary.gate == AtEnd::Opens && (is_done || summary.released.injected > 0) {
         line += &format!("; {}", released_text(&summary.released));
     }
     if let Some(drained) = summary.drained {
@@ -67,14 +77,21 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
         None => String::new(),
     };
     if let Some(failure) = &summary.open_failure {
+        let what = match summary.gate {
+            AtEnd::Opens | AtEnd::Stays => "opened",
+            AtEnd::Rejects => "told to reject",
+        };
         return Some(format!(
-            "the gate could not be opened ({failure}): its lease opens it, at the latest {} after it \
+            "the gate could not be {what} ({failure}): its lease opens it, at the latest {} after it \
              was closed",
             humantime::format_duration(max_hold)
         ));
     }
     let hold = humantime::format_duration(max_hold);
     let so = match summary.gate {
+        _ if own(summary).is_empty() => {
+            "and the gate was left as another command set it".to_owned()
+        }
         AtEnd::Opens => "so the gate was opened".to_owned(),
         AtEnd::Rejects => format!("so new connections are rejected for {hold}"),
         AtEnd::Stays => "so the gate stays closed until its lease is over".to_owned(),
@@ -100,6 +117,12 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
             "interrupted, {so}, and the command stopped if it ran: start it again when it suits"
         )),
     }
+}
+
+/// The gates that no other command had changed.
+fn own(summary: &Summary) -> Vec<Gate> {
+    let is_own = |gate: &&Gate| !summary.taken_over.contains(gate);
+    summary.gates.iter().filter(is_own).cloned().collect()
 }
 
 /// The JSON of `gate restart`.
