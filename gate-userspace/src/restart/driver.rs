@@ -255,7 +255,7 @@ async fn drive(
                     match spawn(&program, &request) {
                         Ok(spawned) => child = Some(spawned),
                         Err(error) => {
-                            open(
+                            let opened = open(
                                 &anchor,
                                 &mut tables,
                                 &mut replayer,
@@ -264,6 +264,11 @@ async fn drive(
                                 &mut signals,
                             )
                             .await;
+                            if let Some(failure) = opened.failure {
+                                progress.note(&format!(
+                                    "could not open the gate: {failure}; its lease opens it"
+                                ));
+                            }
                             return Err(error);
                         }
                     }

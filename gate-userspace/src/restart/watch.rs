@@ -23,20 +23,29 @@ const EXEC_POLL: Duration = Duration::from_millis(20);
 /// Between a check that passed and the next, where several must pass in a row.
 const RISE_PAUSE: Duration = Duration::from_millis(100);
 
+/// Why a look failed.
+#[derive(Clone)]
+enum Failure {
+    NothingListens(Endpoint),
+    Other(String),
+}
+
 /// Why the last check failed, told from the checks to the live line.
 #[derive(Clone, Default)]
-pub(super) struct LastFailure(Arc<Mutex<Option<String>>>);
+pub(super) struct LastFailure(Arc<Mutex<Option<Failure>>>);
 
 impl LastFailure {
+    /// In words, with what may have been meant, which costs a look that not every failure is worth.
     pub fn get(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.clone()? {
+            Failure::NothingListens(endpoint) => Some(nothing_listens(endpoint)),
+            Failure::Other(text) => Some(text),
+        }
     }
 
-    fn set(&self, text: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    fn set(&self, failure: Failure) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 }
 
@@ -104,15 +113,15 @@ fn poll(elapsed: Duration) -> Duration {
 
 impl Health {
     /// Looks at everything once; why it failed, and when to look again where that is not the usual.
-    async fn round(&self) -> Result<(), (String, Option<Duration>)> {
+    async fn round(&self) -> Result<(), (Failure, Option<Duration>)> {
         for endpoint in &self.must_listen {
             if sockets::listeners(*endpoint).is_ok_and(|listeners| listeners == 0)
                 && !self.is_published(*endpoint).await
             {
-                return Err((nothing_listens(*endpoint), None));
+                return Err((Failure::NothingListens(*endpoint), None));
             }
         }
-        (self.renew)().map_err(|failure| (failure, None))?;
+        (self.renew)().map_err(|failure| (Failure::Other(failure), None))?;
         for checker in &self.checks {
             let check = checker.check();
             let pause = match check.starts_a_process() {
@@ -120,7 +129,7 @@ impl Health {
                 false => None,
             };
             if let Err(failure) = checker.run().await {
-                return Err((format!("{check}: {failure}"), pause));
+                return Err((Failure::Other(format!("{check}: {failure}")), pause));
             }
         }
         Ok(())

@@ -109,6 +109,22 @@ impl Process {
         read(&self.stderr)
     }
 
+    /// Where each of its threads is, looked at twice: the system call with its arguments, and the kernel's
+    /// function that it waits in (proc(5)).
+    fn stuck(&self) -> String {
+        let mut text = String::new();
+        for _ in 0..2 {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
+            for task in tasks.into_iter().flatten().flatten() {
+                let read = |name| std::fs::read_to_string(task.path().join(name));
+                let [call, at] = ["syscall", "wchan"].map(|name| read(name).unwrap_or_default());
+                text += &format!("\n{}: {} in {at}", task.path().display(), call.trim());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        text
+    }
+
     /// Waits until it ends. If it takes longer than `limit`, its group is killed and that is an
     /// error, with what it wrote.
     pub fn wait(&self, limit: Duration) -> Result<Output> {
@@ -118,9 +134,10 @@ impl Process {
                 break status;
             }
             if Instant::now() > late {
+                let stuck = self.stuck();
                 self.signal_group(Signal::SIGKILL)?;
                 bail!(
-                    "{} took longer than {limit:?}: {}{}",
+                    "{} took longer than {limit:?}: {}{}{stuck}",
                     self.name,
                     self.stdout()?,
                     self.stderr()?
