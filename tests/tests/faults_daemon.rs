@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use common::{
     CONFIG, Calls, Clients, LIMIT, MS, PORT, ROOT, TARGET, assert_documented, assert_none_lost,
-    exists, find_gate, gate, get, health, held_client, json, mode, restart_daemon, stop_daemon,
-    wait_until, write,
+    exists, find_gate, gate, get, health, held_client, json, mode, restart_daemon, side_by_side,
+    stop_daemon, wait_until, write,
 };
 use gate_tests::backend::Options;
 use gate_tests::load::Load;
 use gate_tests::service::Service;
 use gate_tests::syscalls::{Fate, Seen, Traced};
-use gate_tests::topology::{Output, Side, Topology, server_v4};
+use gate_tests::topology::{Output, Side, Topology};
 use nix::sys::signal::Signal;
 
 /// Its calls are counted from when this file is there.
@@ -99,15 +99,21 @@ fn outage(topology: &Topology, at: Option<usize>, by_command: bool) -> (Output, 
 
 #[test]
 fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
-    let topology = Topology::new().unwrap();
-    write(&topology, CONFIG, WATCHED);
-    let (output, seen) = outage(&topology, None, false);
+    let watched = || {
+        let topology = Topology::new().unwrap();
+        write(&topology, CONFIG, WATCHED);
+        topology
+    };
+    let (output, seen) = outage(&watched(), None, false);
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_fewer("daemon, outage", &seen, 8);
-    while let Some(call) = calls.next() {
-        let (output, seen) = outage(&topology, Some(call), calls.round() % 4 == 3);
-        calls.tried(&output, &seen);
-    }
+    let calls = Calls::of_fewer("daemon, outage", &seen, 8);
+    side_by_side(|| {
+        let topology = watched();
+        while let Some(call) = calls.next() {
+            let (output, seen) = outage(&topology, Some(call.number), call.round % 4 == 3);
+            call.tried(&output, &seen);
+        }
+    });
     calls.finish();
 }
 
@@ -115,6 +121,14 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
 fn planned(topology: &Topology) -> usize {
     let plan = gate(topology, &["plan", "--json", "--config", CONFIG]);
     json(&plan)["changes"].as_array().unwrap().len()
+}
+
+/// A server whose backend listens, and where the daemon is told to watch it.
+fn served() -> (Topology, Service) {
+    let topology = Topology::new().unwrap();
+    let service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    write(&topology, CONFIG, WATCHED);
+    (topology, service)
 }
 
 /// A start where nothing is up, during which the daemon dies at this call; and what the next one makes
@@ -145,16 +159,16 @@ fn first_start(topology: &Topology, at: Option<usize>) -> (Output, Seen) {
 
 #[test]
 fn a_daemon_killed_while_it_starts_is_gone_on_from() {
-    let topology = Topology::new().unwrap();
-    let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
-    write(&topology, CONFIG, WATCHED);
-    let (output, seen) = first_start(&topology, None);
+    let (output, seen) = first_start(&served().0, None);
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_fewer("daemon, start", &seen, 8);
-    while let Some(call) = calls.next() {
-        let (output, seen) = first_start(&topology, Some(call));
-        calls.tried(&output, &seen);
-    }
+    let calls = Calls::of_fewer("daemon, start", &seen, 8);
+    side_by_side(|| {
+        let (topology, _service) = served();
+        while let Some(call) = calls.next() {
+            let (output, seen) = first_start(&topology, Some(call.number));
+            call.tried(&output, &seen);
+        }
+    });
     calls.finish();
 }
 
@@ -180,8 +194,6 @@ fn reload(topology: &Topology, at: Option<usize>, (old, new): (&str, &str)) -> (
 
 #[test]
 fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
-    let topology = Topology::new().unwrap();
-    let _service = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
     let gates = |names: &[&str], mode: &str| -> String {
         let of = |(index, name): (usize, &&str)| {
             let port = usize::from(PORT) + index;
@@ -195,15 +207,18 @@ fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
     };
     let one = gates(&["web", "db"], "open");
     let other = gates(&["web", "mail", "log"], "guard");
-    let load = Load::new(TARGET, 50, Duration::ZERO);
-    let load = load.start_endless(&topology, Side::Client).unwrap();
-    let (output, seen) = reload(&topology, None, (&one, &other));
+    let (output, seen) = reload(&served().0, None, (&one, &other));
     assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of_fewer("daemon, reload", &seen, 8);
-    while let Some(call) = calls.next() {
-        let (output, seen) = reload(&topology, Some(call), (&one, &other));
-        calls.tried(&output, &seen);
-    }
+    let calls = Calls::of_fewer("daemon, reload", &seen, 8);
+    side_by_side(|| {
+        let (topology, _service) = served();
+        let load = Load::new(TARGET, 50, Duration::ZERO);
+        let load = load.start_endless(&topology, Side::Client).unwrap();
+        while let Some(call) = calls.next() {
+            let (output, seen) = reload(&topology, Some(call.number), (&one, &other));
+            call.tried(&output, &seen);
+        }
+        assert_none_lost(load, LIMIT);
+    });
     calls.finish();
-    assert_none_lost(load, LIMIT);
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use common::{
     Calls, ENDPOINT, LIMIT, ROOT, TARGET, assert_documented, assert_none_lost, exists, find_gate,
-    gate_or, gate_status, mode, snapshot, up_with_service, wait_until,
+    gate_or, gate_status, mode, side_by_side, snapshot, up_with_service, wait_until,
 };
 use gate_tests::backend::Options;
 use gate_tests::extent::Extent;
 use gate_tests::load::{Endless, Load};
 use gate_tests::service::Service;
-use gate_tests::syscalls::{Fate, traced};
+use gate_tests::syscalls::{Fate, Seen, traced};
 use gate_tests::topology::{Side, Topology};
 use gate_userspace::error::exit;
 use gate_userspace::pins::Pins;
@@ -31,6 +31,21 @@ const LATEST: Duration = Duration::from_secs(5);
 fn load(topology: &Topology) -> Endless {
     let load = Load::new(TARGET, 50, Duration::ZERO);
     load.start_endless(topology, Side::Client).unwrap()
+}
+
+/// A server whose backend listens, without a gate.
+fn served() -> (Topology, Service) {
+    let topology = Topology::new().unwrap();
+    let service = Service::start(&topology, Options::new(TARGET)).unwrap();
+    (topology, service)
+}
+
+/// The calls of a command that nobody kills.
+#[track_caller]
+fn seen_to_its_end(topology: &Topology, args: &[&str]) -> Seen {
+    let (output, seen) = traced(topology, &Fate::default(), args, LIMIT).unwrap();
+    assert_eq!(output.code(), 0, "{output}");
+    seen
 }
 
 /// The status, where anything is up. Everything in it must be legal.
@@ -59,66 +74,76 @@ fn wait_for_lease(topology: &Topology, endpoint: &str) {
 
 #[test]
 fn a_restart_killed_at_any_system_call_is_put_right_by_the_next() {
-    let topology = Topology::new().unwrap();
-    let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
-    let before = snapshot(&topology);
     let restart = ["restart", ENDPOINT, "--max-hold", "1500ms", "--", "true"];
-    let (output, seen) = traced(&topology, &Fate::default(), &restart, LIMIT).unwrap();
-    assert_eq!(output.code(), 0, "{output}");
-    let load = load(&topology);
-    let mut calls = Calls::of("restart", &seen);
-    while let Some(call) = calls.next() {
-        let fate = Fate::killed_at(call);
-        let (output, seen) = traced(&topology, &fate, &restart, LIMIT).unwrap();
-        calls.tried(&output, &seen);
-        match (whole(&topology), calls.round() % 8) {
-            // Whoever opens takes away what it left.
-            (Some(_), 1 | 3 | 5 | 7) => drop(gate_or(&topology, &["open", ENDPOINT], exit::LEASE)),
-            (found, round) => {
-                if round == 0 && found.is_some() {
-                    wait_for_lease(&topology, ENDPOINT);
+    let seen = seen_to_its_end(&served().0, &restart);
+    let calls = Calls::of("restart", &seen);
+    side_by_side(|| {
+        let (topology, _service) = served();
+        let before = snapshot(&topology);
+        let load = load(&topology);
+        while let Some(call) = calls.next() {
+            let fate = Fate::killed_at(call.number);
+            let (output, seen) = traced(&topology, &fate, &restart, LIMIT).unwrap();
+            match (whole(&topology), call.round % 8) {
+                // Whoever opens takes away what it left.
+                (Some(_), 0 | 2 | 4 | 6) => {
+                    gate_or(&topology, &["open", ENDPOINT], exit::LEASE);
                 }
-                gate_or(&topology, &restart, exit::DONE);
+                (found, round) => {
+                    if round == 7 && found.is_some() {
+                        wait_for_lease(&topology, ENDPOINT);
+                    }
+                    gate_or(&topology, &restart, exit::DONE);
+                }
             }
+            assert_eq!(snapshot(&topology), before, "{output}");
+            call.tried(&output, &seen);
         }
-        assert_eq!(snapshot(&topology), before, "killed at {call}: {output}");
-    }
+        assert_none_lost(load, LATEST);
+    });
     calls.finish();
-    assert_none_lost(load, LATEST);
 }
 
 #[test]
 fn an_opening_killed_at_any_system_call_is_put_right_by_the_next_or_the_lease() {
-    let (topology, _service) = up_with_service();
     let hold = ["hold", ENDPOINT, "--for", "1500ms"];
     let open = ["open", ENDPOINT];
-    let load = load(&topology);
-    let close = || {
-        gate_or(&topology, &hold, exit::DONE);
+    let close = |topology: &Topology| {
+        gate_or(topology, &hold, exit::DONE);
         wait_until("a client is held", || {
-            gate_status(&topology, ENDPOINT).waiting.held > 0
+            gate_status(topology, ENDPOINT).waiting.held > 0
         });
     };
-    close();
-    let (output, seen) = traced(&topology, &Fate::default(), &open, LIMIT).unwrap();
-    assert_eq!(output.code(), 0, "{output}");
-    let mut calls = Calls::of("open", &seen);
-    while let Some(call) = calls.next() {
-        close();
-        let (output, seen) = traced(&topology, &Fate::killed_at(call), &open, LIMIT).unwrap();
-        calls.tried(&output, &seen);
-        whole(&topology).expect("it is up");
-        match calls.round() % 8 {
-            0 => wait_for_lease(&topology, ENDPOINT),
-            _ => drop(gate_or(&topology, &open, exit::LEASE)),
+    let seen = {
+        let (topology, _service) = up_with_service();
+        let load = load(&topology);
+        close(&topology);
+        let seen = seen_to_its_end(&topology, &open);
+        assert_none_lost(load, LATEST);
+        seen
+    };
+    let calls = Calls::of("open", &seen);
+    side_by_side(|| {
+        let (topology, _service) = up_with_service();
+        let load = load(&topology);
+        while let Some(call) = calls.next() {
+            close(&topology);
+            let fate = Fate::killed_at(call.number);
+            let (output, seen) = traced(&topology, &fate, &open, LIMIT).unwrap();
+            whole(&topology).expect("it is up");
+            match call.round % 8 {
+                7 => wait_for_lease(&topology, ENDPOINT),
+                _ => drop(gate_or(&topology, &open, exit::LEASE)),
+            }
+            let status = gate_status(&topology, ENDPOINT);
+            assert_eq!(status.mode.name(), "open", "{output}");
+            call.tried(&output, &seen);
         }
-        let status = gate_status(&topology, ENDPOINT);
-        assert_eq!(status.mode.name(), "open", "killed at {call}: {output}");
-    }
+        assert_none_lost(load, LATEST);
+        gate_or(&topology, &["down"], exit::DONE);
+        assert!(!exists(&topology, ROOT));
+    });
     calls.finish();
-    assert_none_lost(load, LATEST);
-    gate_or(&topology, &["down"], exit::DONE);
-    assert!(!exists(&topology, ROOT));
 }
 
 /// Longer than the lease of what is stopped.
@@ -126,34 +151,37 @@ const STOPPED: Duration = Duration::from_millis(700);
 
 #[test]
 fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
-    let topology = Topology::new().unwrap();
-    let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
-    let before = snapshot(&topology);
     let restart = ["restart", ENDPOINT, "--max-hold", "500ms", "--", "true"];
-    let (output, seen) = traced(&topology, &Fate::default(), &restart, LIMIT).unwrap();
-    assert_eq!(output.code(), 0, "{output}");
-    let load = load(&topology);
-    let changing = seen.changing();
+    let changing = seen_to_its_end(&served().0, &restart).changing();
     let step = changing.len() / Extent::wanted().pick(8, changing.len());
-    for call in changing.iter().step_by(step) {
-        let fate = Fate {
-            pause: Some(STOPPED),
-            ..Fate::killed_at(*call)
-        };
-        // For whoever looks what a client met that waited for long.
-        let at = load.begin().elapsed();
-        let (output, _) = traced(&topology, &fate, &restart, LIMIT).unwrap();
-        println!("at {at:.1?}: stopped at {call}: {:?}", output.status);
-        assert_documented(&output);
-        // In time after all, or too late.
-        assert!(
-            [0, 124].contains(&output.code()),
-            "stopped at {call}: {output}"
-        );
-        assert_eq!(snapshot(&topology), before, "stopped at {call}: {output}");
-    }
-    // A client waits for as long as what holds it is stopped, and goes then: a release that comes after the
-    // lease injects what is held all the same. Only where that is forgotten its client waits for its next
-    // SYN, and may meet the next closing then.
-    assert_none_lost(load, LATEST);
+    let calls = Calls::these(
+        "restart, stopped",
+        changing.into_iter().step_by(step).collect(),
+    );
+    side_by_side(|| {
+        let (topology, _service) = served();
+        let before = snapshot(&topology);
+        let load = load(&topology);
+        while let Some(call) = calls.next() {
+            let fate = Fate {
+                pause: Some(STOPPED),
+                ..Fate::killed_at(call.number)
+            };
+            // For whoever looks what a client met that waited for long.
+            let at = load.begin().elapsed();
+            let (output, _) = traced(&topology, &fate, &restart, LIMIT).unwrap();
+            println!(
+                "at {at:.1?}: stopped at {}: {:?}",
+                call.number, output.status
+            );
+            assert_documented(&output);
+            // In time after all, or too late.
+            assert!([0, 124].contains(&output.code()), "{output}");
+            assert_eq!(snapshot(&topology), before, "{output}");
+        }
+        // A client waits for as long as what holds it is stopped, and goes then: a release that comes after
+        // the lease injects what is held all the same. Only where that is forgotten its client waits for its
+        // next SYN, and may meet the next closing then.
+        assert_none_lost(load, LATEST);
+    });
 }

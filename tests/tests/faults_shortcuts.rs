@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use aya::maps::{Array, Map, MapData};
-use common::{ENDPOINT, LIMIT, count, gate, gate_or, listen, wait_until};
+use common::{Calls, ENDPOINT, LIMIT, count, gate, gate_or, listen, side_by_side, wait_until};
 use gate_common::abi::Counter;
 use gate_common::flow::{EndpointKey, GateId, Shortcut};
 use gate_tests::extent::Extent;
@@ -121,16 +121,17 @@ fn of_two_endpoints_with_one_slot_each_keeps_its_gate() {
 
 #[test]
 fn who_dies_while_endpoints_change_gates_leaves_no_wrong_shortcut() {
-    let topology = Topology::new().unwrap();
     let apply = ["apply", "--config", PATH];
-    let back = || {
-        configure(&topology, CONFIGS[0]);
-        gate_or(&topology, &apply, exit::DONE);
-        configure(&topology, CONFIGS[1]);
+    let back = |topology: &Topology| {
+        configure(topology, CONFIGS[0]);
+        gate_or(topology, &apply, exit::DONE);
+        configure(topology, CONFIGS[1]);
     };
-    back();
+    let topology = Topology::new().unwrap();
+    back(&topology);
     let (output, seen) = traced(&topology, &Fate::default(), &apply, LIMIT).unwrap();
     assert_eq!(output.code(), 0, "{output}");
+    drop(topology);
     // Nothing else writes maps.
     let calls: Vec<usize> = seen
         .calls
@@ -140,12 +141,19 @@ fn who_dies_while_endpoints_change_gates_leaves_no_wrong_shortcut() {
         .collect();
     assert!(calls.len() > 20, "{calls:?}");
     let step = Extent::wanted().pick(calls.len() / 24, 1).max(1);
-    for call in calls.into_iter().step_by(step) {
-        back();
-        let (output, _) = traced(&topology, &Fate::killed_at(call), &apply, LIMIT).unwrap();
-        let found = shortcuts(&topology);
-        assert!(found.len() <= 4, "killed at {call}: {found:?}, {output}");
-        gate_or(&topology, &apply, exit::DONE);
-        assert_eq!(shortcuts(&topology), SECOND, "killed at {call}");
-    }
+    let calls = Calls::these("apply", calls.into_iter().step_by(step).collect());
+    side_by_side(|| {
+        let topology = Topology::new().unwrap();
+        while let Some(call) = calls.next() {
+            back(&topology);
+            let fate = Fate::killed_at(call.number);
+            let (output, seen) = traced(&topology, &fate, &apply, LIMIT).unwrap();
+            let found = shortcuts(&topology);
+            assert!(found.len() <= 4, "{found:?}, {output}");
+            gate_or(&topology, &apply, exit::DONE);
+            assert_eq!(shortcuts(&topology), SECOND, "{output}");
+            call.tried(&output, &seen);
+        }
+    });
+    calls.finish();
 }

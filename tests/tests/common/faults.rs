@@ -1,5 +1,9 @@
 //! What faults have in common: at which calls a command dies, and what must be so whatever happened.
 
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::{Mutex, MutexGuard};
+use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
 use gate_tests::extent::Extent;
@@ -15,14 +19,45 @@ const SPREAD: usize = 25;
 /// in a row did not come to it.
 const ENDS: usize = 3;
 
-/// The calls at which a command dies: a spread of those that change something, or all there are.
+/// Runs this on as many threads as there are CPUs when all is tried, and on one in a short run. Each is to
+/// take its cases from a list that all share, to a topology of its own.
+pub fn side_by_side(work: impl Fn() + Sync) {
+    let cpus = available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..Extent::wanted().pick(1, cpus))
+            .map(|_| scope.spawn(&work))
+            .collect();
+        for one in all {
+            one.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
+    });
+}
+
+/// The calls at which a command dies: a spread of those that change something, or all there are. Several
+/// threads may go through them together.
 pub struct Calls {
     chosen: Option<Vec<usize>>,
-    tried: usize,
-    missed: usize,
-    reached: usize,
+    so_far: Mutex<SoFar>,
     began: Instant,
     what: &'static str,
+}
+
+/// How far all of them came.
+#[derive(Default)]
+struct SoFar {
+    given: usize,
+    missed: usize,
+    reached: usize,
+    has_failed: bool,
+}
+
+/// A call that is being tried.
+pub struct Call<'a> {
+    calls: &'a Calls,
+    /// Its number, counted from 1.
+    pub number: usize,
+    /// How many were tried before, or are being tried.
+    pub round: usize,
 }
 
 impl Calls {
@@ -34,67 +69,86 @@ impl Calls {
 
     /// As [`of`](Self::of), with so many of them in a short run.
     pub fn of_fewer(what: &'static str, seen: &Seen, short: usize) -> Self {
-        let chosen = Extent::wanted().pick(Some(spread(&seen.changing(), short)), None);
-        Self::new(what, seen, chosen)
-    }
-
-    fn new(what: &'static str, seen: &Seen, chosen: Option<Vec<usize>>) -> Self {
         println!(
             "{what}: {} calls, {} of them change something",
             seen.calls.len(),
             seen.changing().len()
         );
         Self {
-            chosen,
-            tried: 0,
-            missed: 0,
-            reached: 0,
+            chosen: Extent::wanted().pick(Some(spread(&seen.changing(), short)), None),
+            so_far: Mutex::default(),
             began: Instant::now(),
             what,
         }
     }
 
-    /// How many were tried before this one.
-    pub fn round(&self) -> usize {
-        self.tried
-    }
-
-    /// The next call; none once all were tried.
-    pub fn next(&self) -> Option<usize> {
-        match &self.chosen {
-            Some(chosen) => chosen.get(self.tried).copied(),
-            None => (self.missed < ENDS).then_some(self.tried + 1),
+    /// Those of these numbers, of which no run may miss one.
+    pub fn these(what: &'static str, chosen: Vec<usize>) -> Self {
+        Self {
+            chosen: Some(chosen),
+            so_far: Mutex::default(),
+            began: Instant::now(),
+            what,
         }
     }
 
-    /// It was tried. Where the command did not come to it, it must have ended well.
-    #[track_caller]
-    pub fn tried(&mut self, output: &Output, seen: &Seen) {
-        assert!(!output.stderr.contains("panicked"), "{output}");
-        let code = if seen.reached { 128 + 9 } else { 0 };
-        assert_eq!(output.code(), code, "{}: {output}", self.what);
-        self.tried += 1;
-        self.reached += usize::from(seen.reached);
-        self.missed = match seen.reached {
-            true => 0,
-            false => self.missed + 1,
+    fn so_far(&self) -> MutexGuard<'_, SoFar> {
+        self.so_far.lock().unwrap()
+    }
+
+    /// The next call; none once all were tried, or where one failed.
+    pub fn next(&self) -> Option<Call<'_>> {
+        let mut so_far = self.so_far();
+        let round = so_far.given;
+        let number = match &self.chosen {
+            Some(chosen) => chosen.get(round).copied(),
+            None => (so_far.missed < ENDS).then_some(round + 1),
         };
+        let number = number.filter(|_| !so_far.has_failed)?;
+        so_far.given += 1;
+        Some(Call {
+            calls: self,
+            number,
+            round,
+        })
     }
 
     /// All were tried.
-    pub fn finish(self) {
+    #[track_caller]
+    pub fn finish(&self) {
+        let so_far = self.so_far();
         println!(
             "{}: died at {} calls in turn, in {:.0} s",
             self.what,
-            self.reached,
+            so_far.reached,
             self.began.elapsed().as_secs_f64()
         );
-        assert!(
-            self.reached > self.tried / 2,
-            "{} of {}",
-            self.reached,
-            self.tried
-        );
+        let (reached, given) = (so_far.reached, so_far.given);
+        assert!(reached > given / 2, "{reached} of {given}");
+    }
+}
+
+impl Call<'_> {
+    /// It was tried. Where the command did not come to it, it must have ended well.
+    #[track_caller]
+    pub fn tried(self, output: &Output, seen: &Seen) {
+        assert!(!output.stderr.contains("panicked"), "{output}");
+        let code = if seen.reached { 128 + 9 } else { 0 };
+        assert_eq!(output.code(), code, "{}: {output}", self.calls.what);
+        let mut so_far = self.calls.so_far();
+        so_far.reached += usize::from(seen.reached);
+        so_far.missed = match seen.reached {
+            true => 0,
+            false => so_far.missed + 1,
+        };
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.calls.so_far().has_failed = true;
+        }
     }
 }
 
