@@ -3,8 +3,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 
@@ -124,11 +124,16 @@ pub fn read<M: NetlinkDeserializable>(datagram: &[u8], answers: &mut Vec<M>) -> 
             // Code 0 acknowledges.
             NetlinkPayload::Error(error) => match error.code {
                 None => return Ok(true),
-                Some(_) => return Err(error.to_io()),
+                Some(_) => return Err(refusal(&error)),
             },
             _ => {}
         }
         rest = rest.get(len..).unwrap_or_default();
     }
     Ok(false)
+}
+
+/// The kernel's answer as an error, whatever its code: the least there is has no positive one.
+pub fn refusal(answer: &ErrorMessage) -> io::Error {
+    io::Error::from_raw_os_error(answer.raw_code().saturating_abs())
 }

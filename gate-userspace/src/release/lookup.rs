@@ -17,6 +17,8 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
+use crate::netlink;
+
 /// Requests in one system call: their answers, some 1 KiB each in the kernel's books, must fit
 /// the socket's buffer (208 KiB by default).
 const BATCH: usize = 64;
@@ -191,7 +193,7 @@ fn read(answer: NetlinkPayload<SockDiagMessage>) -> io::Result<Met> {
             })
         }
         NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(Met::Nothing),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
+        NetlinkPayload::Error(error) => Err(netlink::refusal(&error)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
