@@ -109,8 +109,8 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
     let calls = Calls::of_fewer("daemon, outage", &seen, 8);
     side_by_side(|| {
         let topology = watched();
-        while let Some(call) = calls.next() {
-            let (output, seen) = outage(&topology, Some(call.number), call.round % 4 == 3);
+        for (round, call) in calls.rounds() {
+            let (output, seen) = outage(&topology, Some(call.number), round % 4 == 3);
             call.tried(&output, &seen);
         }
     });
@@ -164,7 +164,7 @@ fn a_daemon_killed_while_it_starts_is_gone_on_from() {
     let calls = Calls::of_fewer("daemon, start", &seen, 8);
     side_by_side(|| {
         let (topology, _service) = served();
-        while let Some(call) = calls.next() {
+        for (_, call) in calls.rounds() {
             let (output, seen) = first_start(&topology, Some(call.number));
             call.tried(&output, &seen);
         }
@@ -214,7 +214,7 @@ fn a_daemon_killed_while_it_reloads_is_gone_on_from() {
         let (topology, _service) = served();
         let load = Load::new(TARGET, 50, Duration::ZERO);
         let load = load.start_endless(&topology, Side::Client).unwrap();
-        while let Some(call) = calls.next() {
+        for (_, call) in calls.rounds() {
             let (output, seen) = reload(&topology, Some(call.number), (&one, &other));
             call.tried(&output, &seen);
         }

@@ -81,16 +81,16 @@ fn a_restart_killed_at_any_system_call_is_put_right_by_the_next() {
         let (topology, _service) = served();
         let before = snapshot(&topology);
         let load = load(&topology);
-        while let Some(call) = calls.next() {
+        for (round, call) in calls.rounds() {
             let fate = Fate::killed_at(call.number);
             let (output, seen) = traced(&topology, &fate, &restart, LIMIT).unwrap();
-            match (whole(&topology), call.round % 8) {
+            match (whole(&topology), round % 8) {
                 // Whoever opens takes away what it left.
                 (Some(_), 0 | 2 | 4 | 6) => {
                     gate_or(&topology, &["open", ENDPOINT], exit::LEASE);
                 }
-                (found, round) => {
-                    if round == 7 && found.is_some() {
+                (found, step) => {
+                    if step == 7 && found.is_some() {
                         wait_for_lease(&topology, ENDPOINT);
                     }
                     gate_or(&topology, &restart, exit::DONE);
@@ -126,12 +126,12 @@ fn an_opening_killed_at_any_system_call_is_put_right_by_the_next_or_the_lease() 
     side_by_side(|| {
         let (topology, _service) = up_with_service();
         let load = load(&topology);
-        while let Some(call) = calls.next() {
+        for (round, call) in calls.rounds() {
             close(&topology);
             let fate = Fate::killed_at(call.number);
             let (output, seen) = traced(&topology, &fate, &open, LIMIT).unwrap();
             whole(&topology).expect("it is up");
-            match call.round % 8 {
+            match round % 8 {
                 7 => wait_for_lease(&topology, ENDPOINT),
                 _ => drop(gate_or(&topology, &open, exit::LEASE)),
             }
@@ -162,7 +162,7 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
         let (topology, _service) = served();
         let before = snapshot(&topology);
         let load = load(&topology);
-        while let Some(call) = calls.next() {
+        for (_, call) in calls.rounds() {
             let fate = Fate {
                 pause: Some(STOPPED),
                 ..Fate::killed_at(call.number)

@@ -144,7 +144,7 @@ fn who_dies_while_endpoints_change_gates_leaves_no_wrong_shortcut() {
     let calls = Calls::these("apply", calls.into_iter().step_by(step).collect());
     side_by_side(|| {
         let topology = Topology::new().unwrap();
-        while let Some(call) = calls.next() {
+        for (_, call) in calls.rounds() {
             back(&topology);
             let fate = Fate::killed_at(call.number);
             let (output, seen) = traced(&topology, &fate, &apply, LIMIT).unwrap();

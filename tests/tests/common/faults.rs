@@ -1,5 +1,6 @@
 //! What faults have in common: at which calls a command dies, and what must be so whatever happened.
 
+use std::iter;
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard};
@@ -56,8 +57,6 @@ pub struct Call<'a> {
     calls: &'a Calls,
     /// Its number, counted from 1.
     pub number: usize,
-    /// How many were tried before, or are being tried.
-    pub round: usize,
 }
 
 impl Calls {
@@ -96,8 +95,13 @@ impl Calls {
         self.so_far.lock().unwrap()
     }
 
+    /// This thread's calls, each with how many it tried before.
+    pub fn rounds(&self) -> impl Iterator<Item = (usize, Call<'_>)> {
+        iter::from_fn(|| self.next()).enumerate()
+    }
+
     /// The next call; none once all were tried, or where one failed.
-    pub fn next(&self) -> Option<Call<'_>> {
+    fn next(&self) -> Option<Call<'_>> {
         let mut so_far = self.so_far();
         let round = so_far.given;
         let number = match &self.chosen {
@@ -109,7 +113,6 @@ impl Calls {
         Some(Call {
             calls: self,
             number,
-            round,
         })
     }
 
