@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/gate/            0700, root's; flock on it is the lock
-//!   v5/                        the ABI version
+//!   v8/                        the ABI version
 //!     4026531840/              the network namespace, by inode
 //!       GATES, HELD, …         the maps
 //!       links/2-xdp            the link that attaches to interface 2

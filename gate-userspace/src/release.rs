@@ -217,6 +217,18 @@ impl Release {
         self.run_under(None, tables, replayer)
     }
 
+    /// Whether some gate is closed still.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        !self.closed().is_empty()
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn so_far(&self) -> Released {
+        self.released
+    }
+
     fn run_under(
         &mut self,
         lock: Option<&Lock>,

@@ -343,9 +343,22 @@ impl Tables {
     /// Whether these are the maps that are pinned now, and not those of an earlier `gate up`.
     #[must_use]
     pub fn are_current(&self, pins: &Pins) -> bool {
+        let (own, pinned) = self.ids(pins);
+        own.is_some() && own == pinned
+    }
+
+    /// Whether others are pinned in their place.
+    #[must_use]
+    pub fn are_replaced(&self, pins: &Pins) -> bool {
+        let (own, pinned) = self.ids(pins);
+        pinned.is_some() && own != pinned
+    }
+
+    /// The kernel's numbers of the map of the words, and of the one that is pinned.
+    fn ids(&self, pins: &Pins) -> (Option<u32>, Option<u32>) {
         let id = |info: Result<MapInfo, MapError>| info.ok().map(|info| info.id());
-        let own = id(self.gates.map().info());
-        own.is_some() && own == id(MapInfo::from_pin(pins.map("GATES")))
+        let pinned = MapInfo::from_pin(pins.map("GATES"));
+        (id(self.gates.map().info()), id(pinned))
     }
 
     /// Closes a gate. What it held before goes on being held only where it goes on holding:

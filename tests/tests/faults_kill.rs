@@ -169,7 +169,7 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
             };
             // For whoever looks what a client met that waited for long.
             let at = load.begin().elapsed();
-            let (output, _) = traced(&topology, &fate, &restart, LIMIT).unwrap();
+            let (output, seen) = traced(&topology, &fate, &restart, LIMIT).unwrap();
             println!(
                 "at {at:.1?}: stopped at {}: {:?}",
                 call.number, output.status
@@ -178,10 +178,12 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
             // In time after all, or too late.
             assert!([0, 124].contains(&output.code()), "{output}");
             assert_eq!(snapshot(&topology), before, "{output}");
+            call.count(&seen);
         }
         // A client waits for as long as what holds it is stopped, and goes then: a release that comes after
         // the lease injects what is held all the same. Only where that is forgotten its client waits for its
         // next SYN, and may meet the next closing then.
         assert_none_lost(load, LATEST);
     });
+    calls.finish();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use gate_userspace::allow::Cidr;
-use gate_userspace::error::{Error, exit};
+use gate_userspace::error::Error;
 use gate_userspace::gates::Target;
 use gate_userspace::health::{Check, Checker, Connectors, Spec, Statuses, Verify};
 use gate_userspace::pins::Pins;
@@ -182,14 +182,10 @@ pub fn run(pins: &Pins, args: Restart, json: bool) -> anyhow::Result<Answer> {
     // A look-up of a check's host may still hang; nobody waits for it.
     runtime.shutdown_background();
     let summary = outcome?;
-    let code = match summary.outcome.exit_code() {
-        exit::DONE if summary.open_failure.is_some() => exit::FAILURE,
-        code => code,
-    };
     Ok(Answer {
         text: report::summary(&summary),
         fields: report::summary_json(&summary),
-        code,
+        code: summary.exit_code(),
         complaint: report::complaint(&summary, max_hold),
     })
 }

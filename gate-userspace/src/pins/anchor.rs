@@ -5,6 +5,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
 use super::lock::{Flocked, flock, is_at, patiently};
 use super::{Lock, Pins};
 use crate::error::{Error, Result};
@@ -80,11 +83,11 @@ impl Anchor {
         }
     }
 
-    /// Whether nobody put other maps in the place of these. Where none are pinned any more nobody did,
-    /// and the words tell what a `gate down` did before.
+    /// Whether nobody put other maps in the place of these. Where none are pinned any more, or it can't be
+    /// told, nobody did, and the words tell what a `gate down` did before.
     #[must_use]
     pub fn has_current(&self, tables: &Tables) -> bool {
-        tables.are_current(&self.pins) || !self.pins.map("GATES").exists()
+        !tables.are_replaced(&self.pins)
     }
 }
 
@@ -93,8 +96,10 @@ fn way_to(folder: &File) -> PathBuf {
     format!("/proc/self/fd/{}", folder.as_raw_fd()).into()
 }
 
-/// Opens a folder once more.
+/// Opens a folder once more, without a path that may be lost as well (`/proc`).
 fn reopen(folder: &File) -> Result<File> {
-    let path = way_to(folder);
-    File::open(&path).map_err(Error::call("open", path.display().to_string()))
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let opened = openat(folder, ".", flags, Mode::empty());
+    let opened = opened.map_err(|errno| Error::call("open", "the pins' folder")(errno.into()))?;
+    Ok(opened.into())
 }

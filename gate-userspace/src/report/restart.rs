@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::attach::up_json;
 use super::release::{released_json, released_text};
 use super::{connections, list, millis, span, texts};
-use crate::gates::{self, Gate};
-use crate::restart::driver::Summary;
+use crate::gates;
+use crate::restart::driver::{Failure, Summary};
 use crate::restart::{AtEnd, Outcome, Phase};
 
 #[cfg(test)]
@@ -17,7 +17,7 @@ mod tests;
 /// The line that ends `gate restart`.
 #[must_use]
 pub fn summary(summary: &Summary) -> String {
-    let own = own(summary);
+    let own = summary.own();
     let gates = match own.is_empty() {
         true => list(&summary.gates),
         false => list(&own),
@@ -76,20 +76,30 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
         Some(failure) => format!(" (last: {failure})"),
         None => String::new(),
     };
-    if let Some(failure) = &summary.open_failure {
+    if let Some(Failure {
+        text,
+        is_open: true,
+    }) = &summary.open_failure
+    {
+        return Some(format!(
+            "the gate is open, but not all that it held could be released ({text}): those clients send \
+             their SYNs again"
+        ));
+    }
+    if let Some(Failure { text, .. }) = &summary.open_failure {
         let what = match summary.gate {
             AtEnd::Opens | AtEnd::Stays => "opened",
             AtEnd::Rejects => "told to reject",
         };
         return Some(format!(
-            "the gate could not be {what} ({failure}): its lease opens it, at the latest {} after it \
+            "the gate could not be {what} ({text}): its lease opens it, at the latest {} after it \
              was closed",
             humantime::format_duration(max_hold)
         ));
     }
     let hold = humantime::format_duration(max_hold);
     let so = match summary.gate {
-        _ if own(summary).is_empty() => {
+        _ if summary.own().is_empty() => {
             "and the gate was left as another command set it".to_owned()
         }
         AtEnd::Opens => "so the gate was opened".to_owned(),
@@ -119,12 +129,6 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
     }
 }
 
-/// The gates that no other command had changed.
-fn own(summary: &Summary) -> Vec<Gate> {
-    let is_own = |gate: &&Gate| !summary.taken_over.contains(gate);
-    summary.gates.iter().filter(is_own).cloned().collect()
-}
-
 /// The JSON of `gate restart`.
 #[must_use]
 pub fn summary_json(summary: &Summary) -> Value {
@@ -138,12 +142,12 @@ pub fn summary_json(summary: &Summary) -> Value {
         "endpoints": texts(&gates::endpoints(&summary.gates)),
         "attached": up_json(&summary.attached)["interfaces"],
         "outcome": summary.outcome.name(),
-        "exit_code": summary.outcome.exit_code(),
-        "gate": match summary.gate {
+        "exit_code": summary.exit_code(),
+        "gate": summary.became().map(|gate| match gate {
             AtEnd::Opens => "open",
             AtEnd::Rejects => "reject",
             AtEnd::Stays => "hold",
-        },
+        }),
         "closed_ms": millis(summary.closed_for),
         "phases": phases,
         "drain": summary.drained.map(|drained| {
@@ -153,7 +157,7 @@ pub fn summary_json(summary: &Summary) -> Value {
         "uncaptured": summary.uncaptured,
         "last_failure": summary.last_failure,
         "taken_over": texts(&summary.taken_over),
-        "open_failure": summary.open_failure,
+        "open_failure": summary.open_failure.as_ref().map(|failure| &failure.text),
     });
     if let (Value::Object(value), Value::Object(released)) =
         (&mut value, released_json(&summary.released))

@@ -13,7 +13,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::command::{ended, find, spawn, stop};
 use super::draining::{Drained, Draining};
-use super::gates::{Closing, Opened, close, counts, open, reject, renew_aliases, renew_backends};
+use super::gates::{
+    Closing, Opened, close, counts, keep, open, reject, renew_aliases, renew_backends,
+};
 use super::machine::{Action, Event, Machine};
 use super::phases::Phases;
 use super::watch::{
@@ -24,7 +26,7 @@ use crate::allow::Cidr;
 use crate::clock;
 use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, exit};
 use crate::gates::{Gate, Target};
 use crate::health::{Check, Checker, Passes};
 use crate::pins::{Anchor, Pins};
@@ -128,8 +130,46 @@ pub struct Summary {
     pub last_failure: Option<String>,
     /// Gates that another command had changed, and which were left as they were.
     pub taken_over: Vec<Gate>,
-    /// Why opening failed, where it did; the lease opens then.
-    pub open_failure: Option<String>,
+    /// What failed at the end, where something did.
+    pub open_failure: Option<Failure>,
+}
+
+impl Summary {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self.outcome.exit_code() {
+            exit::DONE if self.open_failure.is_some() => exit::FAILURE,
+            code => code,
+        }
+    }
+
+    /// The gates that no other command had changed.
+    #[must_use]
+    pub fn own(&self) -> Vec<Gate> {
+        let is_own = |gate: &&Gate| !self.taken_over.contains(gate);
+        self.gates.iter().filter(is_own).cloned().collect()
+    }
+
+    /// What became of those; none where there are none.
+    #[must_use]
+    pub fn became(&self) -> Option<AtEnd> {
+        match &self.open_failure {
+            _ if self.own().is_empty() => None,
+            None => Some(self.gate),
+            Some(failure) if failure.is_open => Some(AtEnd::Opens),
+            Some(_) => Some(AtEnd::Stays),
+        }
+    }
+}
+
+/// What failed when a gate was to be opened, or to reject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Why.
+    pub text: String,
+    /// Whether the gates are open all the same; where not, their leases open them.
+    pub is_open: bool,
 }
 
 /// Runs a restart to its end.
@@ -264,10 +304,12 @@ async fn drive(
                                 &mut signals,
                             )
                             .await;
-                            if let Some(failure) = opened.failure {
-                                progress.note(&format!(
-                                    "could not open the gate: {failure}; its lease opens it"
-                                ));
+                            if let Some(Failure { text, is_open }) = opened.failure {
+                                let so = match is_open {
+                                    true => "could not release all that the gate held",
+                                    false => "could not open the gate, so its lease does",
+                                };
+                                progress.note(&format!("{so}: {text}"));
                             }
                             return Err(error);
                         }
@@ -318,7 +360,7 @@ async fn drive(
                     let until = clock::after(clock::now(), request.max_hold);
                     opened = reject(&anchor, &mut tables, &held, until);
                 }
-                Action::Keep => opened.at = clock::now(),
+                Action::Keep => opened = keep(&anchor, &tables, &held),
                 Action::Stop => {
                     if let Some(child) = &mut child {
                         progress.note("stopping the command");
@@ -346,7 +388,7 @@ async fn drive(
         uncaptured: lost(Counter::Uncaptured),
         last_failure: last_failure.get(),
         taken_over: opened.taken_over,
-        open_failure: opened.failure.map(|error| error.to_string()),
+        open_failure: opened.failure,
         gates,
     })
 }

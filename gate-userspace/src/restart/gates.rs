@@ -8,7 +8,7 @@ use gate_common::flow::GateId;
 use gate_common::state::{BootTime, Closed, StateWord};
 
 use super::draining::Draining;
-use super::driver::Request;
+use super::driver::{Failure, Request};
 use crate::datapath::{self, Upped};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -128,8 +128,15 @@ fn close_locked(
     for held in &held {
         tables.set_allowed(lock, held.gate.id, &request.allow)?;
     }
-    for held in &held {
-        tables.close(lock, held.gate.id, word, clock::now())?;
+    for (before, one) in held.iter().enumerate() {
+        let closed = tables.close(lock, one.gate.id, word, clock::now());
+        if let Err(error) = closed {
+            for closed in &held[..before] {
+                // The first failure counts.
+                let _second = tables.set_state(lock, closed.gate.id, StateWord::OPEN, clock::now());
+            }
+            return Err(error);
+        }
     }
     Ok(Closing {
         notes,
@@ -200,7 +207,22 @@ pub(super) struct Opened {
     pub at: BootTime,
     pub released: Released,
     pub taken_over: Vec<Gate>,
-    pub failure: Option<Error>,
+    pub failure: Option<Failure>,
+}
+
+impl Opened {
+    /// What was done at this moment, and what failed; the gates are as they were then.
+    fn done(taken_over: Vec<Gate>, failed: Option<Error>) -> Self {
+        Self {
+            at: clock::now(),
+            taken_over,
+            failure: failed.map(|error| Failure {
+                text: error.to_string(),
+                is_open: false,
+            }),
+            ..Self::default()
+        }
+    }
 }
 
 /// Opens the gates that are still as this restart closed them. Tries for as long as the lease
@@ -228,7 +250,11 @@ pub(super) async fn open(
                 break;
             }
             Err(error) => {
-                opened.failure = Some(error);
+                opened.released = release.so_far();
+                opened.failure = Some(Failure {
+                    text: error.to_string(),
+                    is_open: !release.is_closed(),
+                });
                 break;
             }
         }
@@ -261,22 +287,36 @@ pub(super) fn reject(
     held: &[Held],
     until: BootTime,
 ) -> Opened {
-    let mut opened = Opened::default();
     let word = StateWord::closed(Closed::Reject, until).with_checks();
+    let mut taken_over = Vec::new();
     let rejected = anchor.lock().and_then(|lock| {
-        let current = anchor.has_current(tables);
-        for held in held {
-            if current && tables.state(held.gate.id)?.guarded(false) == held.word {
-                tables.close(&lock, held.gate.id, word, clock::now())?;
-            } else {
-                opened.taken_over.push(held.gate.clone());
-            }
-        }
-        Ok(())
+        let (own, others) = sorted(anchor, tables, held)?;
+        taken_over = others;
+        own.into_iter()
+            .try_for_each(|id| tables.close(&lock, id, word, clock::now()))
     });
-    opened.failure = rejected.err();
-    opened.at = clock::now();
-    opened
+    Opened::done(taken_over, rejected.err())
+}
+
+/// Leaves the gates to their leases.
+pub(super) fn keep(anchor: &Anchor, tables: &Tables, held: &[Held]) -> Opened {
+    match sorted(anchor, tables, held) {
+        Ok((_, taken_over)) => Opened::done(taken_over, None),
+        Err(error) => Opened::done(Vec::new(), Some(error)),
+    }
+}
+
+/// The gates that are still as this restart closed them, and those that another command changed.
+fn sorted(anchor: &Anchor, tables: &Tables, held: &[Held]) -> Result<(Vec<GateId>, Vec<Gate>)> {
+    let are_current = anchor.has_current(tables);
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for held in held {
+        match are_current && tables.state(held.gate.id)?.guarded(false) == held.word {
+            true => own.push(held.gate.id),
+            false => others.push(held.gate.clone()),
+        }
+    }
+    Ok((own, others))
 }
 
 /// The counters of these gates, summed.

@@ -38,7 +38,8 @@ impl LastFailure {
     /// In words, with what may have been meant, which costs a look that not every failure is worth.
     pub fn get(&self) -> Option<String> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.clone()? {
+        let last = last.clone();
+        match last? {
             Failure::NothingListens(endpoint) => Some(nothing_listens(endpoint)),
             Failure::Other(text) => Some(text),
         }

@@ -81,7 +81,7 @@ impl Calls {
         }
     }
 
-    /// Those of these numbers, of which no run may miss one.
+    /// Those of these numbers.
     pub fn these(what: &'static str, chosen: Vec<usize>) -> Self {
         Self {
             chosen: Some(chosen),
@@ -138,6 +138,11 @@ impl Call<'_> {
         assert!(!output.stderr.contains("panicked"), "{output}");
         let code = if seen.reached { 128 + 9 } else { 0 };
         assert_eq!(output.code(), code, "{}: {output}", self.calls.what);
+        self.count(seen);
+    }
+
+    /// It was tried, and whatever it came to was looked at.
+    pub fn count(self, seen: &Seen) {
         let mut so_far = self.calls.so_far();
         so_far.reached += usize::from(seen.reached);
         so_far.missed = match seen.reached {
@@ -150,6 +155,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            println!("{}: it failed at call {}", self.calls.what, self.number);
             self.calls.so_far().has_failed = true;
         }
     }

@@ -3,6 +3,7 @@
 use gate_common::flow::GateId;
 
 use super::*;
+use crate::gates::Gate;
 use crate::release::Released;
 use crate::restart::CommandEnd;
 
@@ -66,14 +67,46 @@ fn a_gate_that_another_command_set_is_not_claimed() {
     let said = complained(&two);
     assert!(said.contains("left as another command set it"), "{said}");
     assert!(!said.contains("opened"), "{said}");
+    two.gate = AtEnd::Stays;
+    assert!(!line(&two).contains("still holding"), "{}", line(&two));
+    assert_eq!(summary_json(&two)["gate"], Value::Null);
+}
+
+#[test]
+fn a_gate_that_opened_though_not_all_went_is_not_said_to_be_closed() {
+    let opened = Summary {
+        released: Released {
+            injected: 3,
+            ..Released::default()
+        },
+        open_failure: Some(Failure {
+            text: "the map is gone".to_owned(),
+            is_open: true,
+        }),
+        ..healthy()
+    };
+    assert!(
+        line(&opened).contains("3 connections held"),
+        "{}",
+        line(&opened)
+    );
+    let said = complained(&opened);
+    assert!(said.starts_with("the gate is open, but not all"), "{said}");
+    assert_eq!(summary_json(&opened)["gate"], "open");
+    assert_eq!(summary_json(&opened)["exit_code"], 1);
 }
 
 #[test]
 fn what_could_not_be_done_is_not_claimed() {
     let failed = Summary {
-        open_failure: Some("the map is gone".to_owned()),
+        open_failure: Some(Failure {
+            text: "the map is gone".to_owned(),
+            is_open: false,
+        }),
         ..healthy()
     };
+    assert_eq!(summary_json(&failed)["gate"], "hold");
+    assert_eq!(summary_json(&failed)["exit_code"], 1);
     assert!(!line(&failed).contains("open again"), "{}", line(&failed));
     assert!(complained(&failed).starts_with("the gate could not be opened (the map is gone)"));
     let rejecting = Summary {
