@@ -83,6 +83,13 @@ impl Anchor {
         }
     }
 
+    /// An error in words, its paths as people know them.
+    #[must_use]
+    pub fn told(&self, error: &Error) -> String {
+        let [way, path] = [&self.pins.root, &self.path].map(|path| path.display().to_string());
+        error.to_string().replace(&way, &path)
+    }
+
     /// Whether nobody put other maps in the place of these. Where none are pinned any more, or it can't be
     /// told, nobody did, and the words tell what a `gate down` did before.
     #[must_use]

@@ -198,7 +198,7 @@ pub(super) fn renew_backends(anchor: &Anchor, gates: &BTreeSet<GateId>) -> Resul
             None => Err(locked()),
         }
     };
-    renew().map_err(|error| error.to_string())
+    renew().map_err(|error| anchor.told(&error))
 }
 
 /// What [`open`] did.
@@ -212,12 +212,12 @@ pub(super) struct Opened {
 
 impl Opened {
     /// What was done at this moment, and what failed; the gates are as they were then.
-    fn done(taken_over: Vec<Gate>, failed: Option<Error>) -> Self {
+    fn done(anchor: &Anchor, taken_over: Vec<Gate>, failed: Option<Error>) -> Self {
         Self {
             at: clock::now(),
             taken_over,
             failure: failed.map(|error| Failure {
-                text: error.to_string(),
+                text: anchor.told(&error),
                 is_open: false,
             }),
             ..Self::default()
@@ -252,7 +252,7 @@ pub(super) async fn open(
             Err(error) => {
                 opened.released = release.so_far();
                 opened.failure = Some(Failure {
-                    text: error.to_string(),
+                    text: anchor.told(&error),
                     is_open: !release.is_closed(),
                 });
                 break;
@@ -275,7 +275,10 @@ pub(super) fn renew_aliases(anchor: &Anchor, held: &[Held]) -> Option<String> {
     let gates = held.iter().map(|held| held.gate.id).collect();
     match anchor.lock() {
         Ok(lock) => alias::renew_or_note(anchor.pins(), &lock, &gates),
-        Err(error) => Some(format!("the status ports may refuse: {error}")),
+        Err(error) => Some(format!(
+            "the status ports may refuse: {}",
+            anchor.told(&error)
+        )),
     }
 }
 
@@ -295,14 +298,14 @@ pub(super) fn reject(
         own.into_iter()
             .try_for_each(|id| tables.close(&lock, id, word, clock::now()))
     });
-    Opened::done(taken_over, rejected.err())
+    Opened::done(anchor, taken_over, rejected.err())
 }
 
 /// Leaves the gates to their leases.
 pub(super) fn keep(anchor: &Anchor, tables: &Tables, held: &[Held]) -> Opened {
     match sorted(anchor, tables, held) {
-        Ok((_, taken_over)) => Opened::done(taken_over, None),
-        Err(error) => Opened::done(Vec::new(), Some(error)),
+        Ok((_, taken_over)) => Opened::done(anchor, taken_over, None),
+        Err(error) => Opened::done(anchor, Vec::new(), Some(error)),
     }
 }
 

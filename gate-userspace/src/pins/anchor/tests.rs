@@ -121,3 +121,13 @@ fn a_folder_that_was_removed_is_lost_and_not_out_of_reach() {
     assert!(anchor.is_lost() && !anchor.is_out_of_reach());
     anchor.lock().expect("the lock");
 }
+
+#[test]
+fn an_error_names_the_path_that_people_know() {
+    let folders = Folders::new("told");
+    let anchor = folders.lock().anchor(&folders.pins).expect("an anchor");
+    let path = anchor.pins().map("GATES");
+    let told = anchor.told(&Error::MissingPin { path });
+    let known = folders.pins.map("GATES").display().to_string();
+    assert!(told.contains(&known) && !told.contains("/proc/"), "{told}");
+}
