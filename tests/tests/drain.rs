@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use common::{
     Connected, Dial, ENDPOINT, Ended, LIMIT, MS, PORT, assert_complaint, assert_refusal, connect,
-    connect_many, dial, error_at, gate, listen, listen_at, public_gate, run_gate, start_gate, up,
-    wait_until, wait_until_held,
+    connect_many, connect_to_each, define_web, dial, error_at, gate, listen, listen_at,
+    public_gate, run_gate, start_gate, up, wait_until, wait_until_held,
 };
 use gate_tests::exe;
 use gate_tests::require::{Feature, has};
@@ -377,17 +377,8 @@ fn what_is_left_is_flushed_where_that_is_asked_for() {
 #[test]
 fn a_name_stands_for_all_of_its_endpoints() {
     let topology = up();
-    let (one, two) = (server_v4(PORT), server_v6(PORT + 1));
-    gate(
-        &topology,
-        &["define", "web", &one.to_string(), &two.to_string()],
-    );
-    let listeners = [listen(&topology, one), listen(&topology, two)];
-    let _connected = [one, two]
-        .iter()
-        .zip(&listeners)
-        .map(|(target, listener)| connect(&topology, Side::Client, *target, listener))
-        .collect::<Vec<_>>();
+    let [one, two] = define_web(&topology);
+    let _connected = connect_to_each(&topology, [one, two]);
     assert_eq!(left(&topology, Side::Server, "web").len(), 2);
     // Held, it has nothing to note.
     gate(&topology, &["hold", "web"]);

@@ -216,6 +216,27 @@ fn a_command_does_not_wait_forever_for_another() {
 }
 
 #[test]
+fn a_restart_waits_for_another_command_only_to_open_its_gate() {
+    let topology = up();
+    let _service = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
+    let restart = topology
+        .spawn_gate(["restart", ENDPOINT, "--", "sleep", "0.3"])
+        .unwrap();
+    wait_until("it has closed the gate", || {
+        find_gate(&topology, ENDPOINT).is_some_and(|gate| gate.mode.name() == "hold")
+    });
+    let lock = take_lock(&topology);
+    // Longer than a command waits for it.
+    sleep(Duration::from_secs(6));
+    assert!(!restart.has_ended().unwrap());
+    drop(lock);
+    let output = restart.wait(LIMIT).unwrap();
+    assert_eq!(output.code(), 0, "{output}");
+    // There is none.
+    assert!(!output.stderr.contains("status port"), "{output}");
+}
+
+#[test]
 fn twenty_commands_at_once_all_end_well() {
     let topology = up();
     let all: Vec<_> = (0..20)

@@ -11,7 +11,6 @@ use nix::sys::stat::Mode;
 use super::lock::{Flocked, flock, is_at, patiently};
 use super::{Lock, Pins};
 use crate::error::{Error, Result};
-use crate::tables::Tables;
 
 #[cfg(test)]
 mod tests;
@@ -88,13 +87,6 @@ impl Anchor {
     pub fn told(&self, error: &Error) -> String {
         let [way, path] = [&self.pins.root, &self.path].map(|path| path.display().to_string());
         error.to_string().replace(&way, &path)
-    }
-
-    /// Whether nobody put other maps in the place of these. Where none are pinned any more, or it can't be
-    /// told, nobody did, and the words tell what a `gate down` did before.
-    #[must_use]
-    pub fn has_current(&self, tables: &Tables) -> bool {
-        !tables.are_replaced(&self.pins)
     }
 }
 

@@ -67,7 +67,7 @@ impl Release {
     /// Leaves alone what is not any more as this release knows it.
     pub(super) fn check(&mut self, tables: &Tables) -> Result<()> {
         let is_current = match &self.anchor {
-            Some(anchor) => anchor.has_current(tables),
+            Some(anchor) => !tables.are_replaced(anchor.pins()),
             None => tables.are_current(&self.pins),
         };
         for (id, gate) in &mut self.gates {

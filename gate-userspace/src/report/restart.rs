@@ -76,28 +76,23 @@ pub fn complaint(summary: &Summary, max_hold: Duration) -> Option<String> {
         Some(failure) => format!(" (last: {failure})"),
         None => String::new(),
     };
-    if let Some(Failure {
-        text,
-        is_open: true,
-    }) = &summary.open_failure
-    {
-        return Some(format!(
-            "the gate is open, but not all that it held could be released ({text}): those clients send \
-             their SYNs again"
-        ));
-    }
-    if let Some(Failure { text, .. }) = &summary.open_failure {
+    let hold = humantime::format_duration(max_hold);
+    if let Some(Failure { text, is_open }) = &summary.open_failure {
         let what = match summary.gate {
             AtEnd::Opens | AtEnd::Stays => "opened",
             AtEnd::Rejects => "told to reject",
         };
-        return Some(format!(
-            "the gate could not be {what} ({text}): its lease opens it, at the latest {} after it \
-             was closed",
-            humantime::format_duration(max_hold)
-        ));
+        return Some(match is_open {
+            true => format!(
+                "the gate is open, but not all that it held could be released ({text}): those clients \
+                 send their SYNs again"
+            ),
+            false => format!(
+                "the gate could not be {what} ({text}): its lease opens it, at the latest {hold} after it \
+                 was closed"
+            ),
+        });
     }
-    let hold = humantime::format_duration(max_hold);
     let so = match summary.gate {
         _ if summary.own().is_empty() => {
             "and the gate was left as another command set it".to_owned()

@@ -128,16 +128,7 @@ fn close_locked(
     for held in &held {
         tables.set_allowed(lock, held.gate.id, &request.allow)?;
     }
-    for (before, one) in held.iter().enumerate() {
-        let closed = tables.close(lock, one.gate.id, word, clock::now());
-        if let Err(error) = closed {
-            for closed in &held[..before] {
-                // The first failure counts.
-                let _second = tables.set_state(lock, closed.gate.id, StateWord::OPEN, clock::now());
-            }
-            return Err(error);
-        }
-    }
+    close_each(lock, &mut tables, &held)?;
     Ok(Closing {
         notes,
         passes,
@@ -156,6 +147,20 @@ fn close_locked(
         deadline,
         before,
     })
+}
+
+/// Closes all of these, or opens again those that it has closed.
+fn close_each(lock: &Lock, tables: &mut Tables, held: &[Held]) -> Result<()> {
+    for (closed, one) in held.iter().enumerate() {
+        if let Err(error) = tables.close(lock, one.gate.id, one.word, clock::now()) {
+            for closed in &held[..closed] {
+                // The first failure counts.
+                let _second = tables.set_state(lock, closed.gate.id, StateWord::OPEN, clock::now());
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// The backends that a handed-over gate's connections go to, or its endpoint where no backend listens;
@@ -272,6 +277,10 @@ pub(super) async fn open(
 
 /// Makes the listeners known that answer for the gates' aliases now; what to tell the operator.
 pub(super) fn renew_aliases(anchor: &Anchor, held: &[Held]) -> Option<String> {
+    // Without any the lock is not worth a wait.
+    if !alias::are_led(anchor.pins()) {
+        return None;
+    }
     let gates = held.iter().map(|held| held.gate.id).collect();
     match anchor.lock() {
         Ok(lock) => alias::renew_or_note(anchor.pins(), &lock, &gates),
@@ -311,7 +320,7 @@ pub(super) fn keep(anchor: &Anchor, tables: &Tables, held: &[Held]) -> Opened {
 
 /// The gates that are still as this restart closed them, and those that another command changed.
 fn sorted(anchor: &Anchor, tables: &Tables, held: &[Held]) -> Result<(Vec<GateId>, Vec<Gate>)> {
-    let are_current = anchor.has_current(tables);
+    let are_current = !tables.are_replaced(anchor.pins());
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for held in held {
         match are_current && tables.state(held.gate.id)?.guarded(false) == held.word {

@@ -41,7 +41,8 @@ pub struct Options {
     /// How long the backend is away; can be given more than once
     #[arg(long, default_values = ["300ms", "2s", "10s"], value_parser = parse_duration)]
     pub outage: Vec<Duration>,
-    /// Restarts by each way for each rate and outage [default: 3, and 1 where it takes long]
+    /// Restarts by each way for each rate and outage [default: 3, and 1 where it takes
+    /// long; 9 and 5 of the two that are set against each other]
     #[arg(long)]
     pub rounds: Option<u32>,
     /// Where the figures go
@@ -54,13 +55,18 @@ const TRIAL: Case = Case {
     rate: 50,
     outage: Duration::from_millis(300),
 };
-/// From this outage on there is one round, but for those that are set against each other.
+/// From this outage on there are fewer rounds.
 const LONG: Duration = Duration::from_secs(5);
 
 impl Options {
     fn rounds(&self, rig: &Rig, outage: Duration) -> u32 {
         let is_one_of_two = [rig::FLOOR, rig::HOLD].contains(&rig.name);
-        let usual = if outage < LONG || is_one_of_two { 3 } else { 1 };
+        let usual = match (is_one_of_two, outage < LONG) {
+            (true, true) => 9,
+            (true, false) => 5,
+            (false, true) => 3,
+            (false, false) => 1,
+        };
         self.rounds.unwrap_or(usual)
     }
 }

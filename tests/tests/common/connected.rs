@@ -3,11 +3,11 @@
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use gate_tests::topology::{INTERFACE, Place, Side, Topology};
+use gate_tests::topology::{INTERFACE, Place, Side, Topology, server_v4, server_v6};
 use gate_userspace::drain;
 use gate_userspace::endpoint::Endpoint;
 
-use super::{Dial, Dialling, LIMIT, dial, shell, wait_until};
+use super::{Dial, Dialling, LIMIT, PORT, dial, gate, listen, shell, wait_until};
 
 /// Both ends of a connection.
 pub struct Connected {
@@ -47,6 +47,28 @@ pub fn connect_many(
     topology
         .run(from, || (0..count).map(one).collect())
         .unwrap()
+}
+
+/// The endpoints of the gate `web`, which this defines, one of each family.
+#[track_caller]
+pub fn define_web(topology: &Topology) -> [SocketAddr; 2] {
+    let endpoints = [server_v4(PORT), server_v6(PORT + 1)];
+    let [one, two] = endpoints.map(|endpoint| endpoint.to_string());
+    gate(topology, &["define", "web", &one, &two]);
+    endpoints
+}
+
+/// Connects from the client to each of these, where a listener begins to listen.
+#[track_caller]
+pub fn connect_to_each(
+    topology: &Topology,
+    targets: [SocketAddr; 2],
+) -> [(TcpListener, Connected); 2] {
+    targets.map(|target| {
+        let listener = listen(topology, target);
+        let connected = connect(topology, Side::Client, target, &listener);
+        (listener, connected)
+    })
 }
 
 /// The error that an end reads; none when it reads a byte or the end.

@@ -3,11 +3,11 @@
 use std::net::TcpStream;
 
 use gate_tests::require::{Feature, has};
-use gate_tests::topology::{Side, Topology, server_v4, server_v6};
+use gate_tests::topology::{Side, Topology, server_v4};
 
 use crate::common::{
-    Dial, ENDPOINT, Ended, LIMIT, PORT, connect, connect_many, dial, error_at, gate, half_open,
-    is_alive, let_half_open_through, listen, up, wait_until_held,
+    Dial, ENDPOINT, Ended, LIMIT, PORT, connect, connect_many, connect_to_each, define_web, dial,
+    error_at, gate, half_open, is_alive, let_half_open_through, listen, up, wait_until_held,
 };
 use crate::{counts, flush, start};
 
@@ -44,19 +44,11 @@ fn a_name_stands_for_all_of_its_endpoints() {
         return;
     }
     let topology = up();
-    let (one, two) = (server_v4(PORT), server_v6(PORT + 1));
-    gate(
-        &topology,
-        &["define", "web", &one.to_string(), &two.to_string()],
-    );
-    let listeners = [listen(&topology, one), listen(&topology, two)];
-    let connected = [
-        connect(&topology, Side::Client, one, &listeners[0]),
-        connect(&topology, Side::Client, two, &listeners[1]),
-    ];
+    let endpoints = define_web(&topology);
+    let connected = connect_to_each(&topology, endpoints);
     let fields = flush(&topology, Side::Server, &["web", "--json"]);
     assert_eq!(counts(&fields), [2, 0, 0, 0, 0]);
-    for one in &connected {
+    for (_, one) in &connected {
         assert_eq!(error_at(&one.client), Some(libc::ECONNRESET));
     }
 }
