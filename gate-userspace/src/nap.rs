@@ -1,4 +1,4 @@
-//! Short sleeps that are as long as is meant.
+//! Sleeps that are as long as is meant.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -9,8 +9,9 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Sleeps, to some 50 us. The runtime's own timer counts in milliseconds and rounds up, so that one
-/// lasts two or three.
+/// Sleeps, to some 50 us, and by the clock of leases, which goes on while the machine is suspended. The
+/// runtime's own timer stands still then, counts in milliseconds and rounds up, so that one lasts two or
+/// three.
 pub async fn nap(time: Duration) {
     if time.is_zero() {
         return tokio::task::yield_now().await;
@@ -31,7 +32,7 @@ impl AsRawFd for Timer {
 
 async fn wait(time: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+    let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
     let once = Expiration::OneShot(TimeSpec::from_duration(time));
     timer.set(once, TimerSetTimeFlags::empty())?;
     // SAFETY: the timer owns its descriptor, and nobody closes or replaces it while it does.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result, exit};
 use crate::gates::{Gate, Target};
 use crate::health::{Check, Checker, Passes};
+use crate::nap::nap;
 use crate::pins::{Anchor, Pins};
 use crate::release::{Pace, Rate, Released};
 use crate::signals::Signals;
@@ -248,8 +250,9 @@ async fn drive(
     refresh.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut opened = Opened::default();
     let mut phases = Phases::new(machine.phase(), closed_at);
+    let until_lease_ends = || nap(clock::between(clock::now(), deadline));
+    let mut lease = pin!(until_lease_ends());
     while machine.outcome().is_none() {
-        let left = clock::between(clock::now(), deadline);
         let event = tokio::select! {
             biased;
             signal = signals.next() => Event::Signal(signal),
@@ -266,7 +269,10 @@ async fn drive(
             () = sleep(until_look(draining.as_ref())), if machine.phase() == Phase::Drain => {
                 Event::Connections(look(&mut draining, progress))
             }
-            () = sleep(left) => Event::Tick,
+            () = &mut lease => {
+                lease.set(until_lease_ends());
+                Event::Tick
+            }
             _ = refresh.tick(), if progress.is_live() => {
                 let now = clock::now();
                 progress.moment(&Moment {

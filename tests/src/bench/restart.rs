@@ -123,6 +123,11 @@ fn measure(options: &Options, case: Case, rigs: &[&Rig], figures: &mut Figures) 
                         figures.failures.push(format!("{title}: {error:#}"));
                     }
                     eprintln!("{title}: {}", report::line(&restart));
+                    if rig.claim == Claim::Kept {
+                        for lost in seen.lost() {
+                            eprintln!("{title}: {lost}");
+                        }
+                    }
                     figures.restarts.push(restart);
                 }
                 Err(error) => {

@@ -135,6 +135,22 @@ impl Seen {
         (due + request.latency).saturating_duration_since(due.max(self.gap.to))
     }
 
+    /// What is to be known of each request that failed.
+    pub fn lost(&self) -> impl Iterator<Item = String> {
+        let failed = self.requests.iter().filter(|it| it.outcome != Outcome::Ok);
+        failed.map(|request| {
+            let due = self.due(request);
+            let since = match due.checked_duration_since(self.gap.from) {
+                Some(since) => format!("{since:.1?} after the listener closed"),
+                None => format!("{:.1?} before the listener closed", self.gap.from - due),
+            };
+            format!(
+                "a request due {since} was {} after {:.1?}",
+                request.outcome, request.latency
+            )
+        })
+    }
+
     /// Whether what counts SYNs on the way counted those of the requests that came while the backend was
     /// away. A way that answers for the backend, or breaks, need not see each of them.
     pub fn check_count(&self, claim: Claim) -> Result<()> {
