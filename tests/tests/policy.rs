@@ -3,14 +3,20 @@
 
 mod common;
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, TARGET, assert_complaint, assert_connects_at_once,
+    BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, MS, TARGET, assert_complaint, assert_connects_at_once,
     connect, connect_once, error_at, gate_status, held_client, listen, mode, refused, restart,
     start_restart, up, up_with_service, wait_until,
 };
+use gate_tests::load::{Load, Outcome};
+use gate_tests::nft;
+use gate_tests::require::{Feature, has};
 use gate_tests::topology::{Output, Side, Topology};
+use gate_userspace::drain;
+use gate_userspace::endpoint::Endpoint;
 use serde_json::Value;
 
 /// A restart with `--json`, to its end.
@@ -118,6 +124,34 @@ fn the_accept_queue_is_waited_for_as_long_as_it_is_told() {
     assert!(quiesce(&[]) >= 1_000.0);
     assert!(quiesce(&["--quiesce", "150ms"]) >= 150.0);
     assert!(quiesce(&["--quiesce", "0s"]) < 1_000.0);
+}
+
+#[test]
+fn a_client_whose_first_packets_were_lost_is_waited_for() {
+    if !has(Feature::Nftables) {
+        return;
+    }
+    let (topology, service) = up_with_service();
+    // A bit more than the least there is, which a client further away takes as well. Older kernels than
+    // 6.11 have that least.
+    let _is_older = topology.sysctl(Side::Client, "net.ipv4.tcp_rto_min_us", "280000");
+    let losing = "table ip loss { chain in { type filter hook prerouting priority -300; \
+                  tcp dport 8080 tcp flags & (syn | ack) == ack drop; }; }";
+    nft::load(&topology, Side::Server, losing).unwrap();
+    let load = Load::new(TARGET, 1, MS * 1_000).start(&topology).unwrap();
+    let endpoint: [Endpoint; 1] = [ENDPOINT.parse().unwrap()];
+    wait_until("the client thinks that it is connected", || {
+        let look = || Ok(drain::connections(&endpoint)?.half_open.len());
+        topology.run(Side::Server, look).unwrap() == 1
+    });
+    nft::load(&topology, Side::Server, "delete table ip loss").unwrap();
+    let command = service.restart_command(MS * 50).unwrap();
+    let words = ["restart", ENDPOINT, "--"].map(OsString::from);
+    let output = topology.gate(words.into_iter().chain(command)).unwrap();
+    assert_eq!(output.code(), 0, "{output}");
+    let requests = load.finish().unwrap();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].outcome, Outcome::Ok, "{requests:?}");
 }
 
 #[test]

@@ -16,8 +16,8 @@ use super::lookup::{Cookie, Ends, Met, Queue};
 use super::rate::{Bucket, Rate};
 use crate::clock;
 
-/// How long a handshake under way counts: as in a restart's quiescing, a client that is further
-/// away than that, or gone, keeps nobody waiting.
+/// How long a handshake under way counts: a client that is further away than that, or gone, keeps
+/// nobody waiting.
 pub const HANDSHAKE: Duration = Duration::from_millis(200);
 
 /// How long a SYN may take from its injection to its listener; one that has not come by then was

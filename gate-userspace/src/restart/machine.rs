@@ -52,9 +52,10 @@ pub enum Action {
 /// then, and a connection that was just accepted has had time to send its request.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// How long handshakes under way are waited for. A client that is further away than that, or
+/// How long handshakes under way are waited for: a client whose packets were lost on the way sends its
+/// request again after 200 ms (`TCP_RTO_MIN`) and a round trip. One that is further away than that, or
 /// that never was there, keeps nobody waiting.
-const HANDSHAKE: Duration = Duration::from_millis(200);
+const HANDSHAKE: Duration = Duration::from_millis(300);
 
 /// The state of one restart.
 #[derive(Clone, Copy, Debug)]

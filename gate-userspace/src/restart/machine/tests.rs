@@ -65,9 +65,9 @@ fn a_handshake_that_never_ends_is_bounded_sooner() {
         ..Plan::default()
     };
     let mut machine = Machine::new(at(0), at(9_000), plan);
-    assert_eq!(machine.on(queues(true, false), at(199)), []);
-    assert_eq!(machine.on(queues(true, false), at(200)), []);
-    assert_eq!(machine.on(queues(true, false), at(202)), [Action::Start]);
+    assert_eq!(machine.on(queues(true, false), at(299)), []);
+    assert_eq!(machine.on(queues(true, false), at(300)), []);
+    assert_eq!(machine.on(queues(true, false), at(302)), [Action::Start]);
 }
 
 #[test]
