@@ -206,7 +206,7 @@ pub fn meant(pins: &Pins, targets: &[Target]) -> Result<BTreeSet<Endpoint>> {
 /// # Errors
 /// Those of the maps.
 pub fn listened_at(pins: &Pins, endpoints: &[Endpoint]) -> Result<Vec<Endpoint>> {
-    if !are_led(pins) {
+    if !steering::has_lookup(pins) {
         return Ok(endpoints.to_vec());
     }
     let ports = all(pins)?.into_values().flatten();
@@ -243,16 +243,10 @@ pub fn renew(pins: &Pins, lock: &Lock, gates: &BTreeSet<GateId>) -> Result<Vec<S
     Ok(silent)
 }
 
-/// Whether connections may be led from one port to another here: no alias is without what leads them.
-#[must_use]
-pub fn are_led(pins: &Pins) -> bool {
-    steering::has_lookup(pins)
-}
-
 /// As [`renew`], for a caller that goes on whatever becomes of it: what to tell the operator.
 #[must_use]
 pub fn renew_or_note(pins: &Pins, lock: &Lock, gates: &BTreeSet<GateId>) -> Option<String> {
-    if !are_led(pins) {
+    if !steering::has_lookup(pins) {
         return None;
     }
     let failed = renew(pins, lock, gates).err()?;

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, PORT, assert_complaint, assert_refusal,
-    exists, find_gate, gate, gate_status, json, listen, mode, refused, status, up, wait_until,
+    exists, gate, gate_status, json, listen, mode, refused, start_restart, status, up,
     wait_until_counted, wait_until_held, with_gate,
 };
 use gate_common::abi::Counter;
@@ -217,12 +217,7 @@ fn a_restart_tells_of_an_overflow() {
     let topology = Topology::new().unwrap();
     gate(&topology, &["up", "--held", "1", INTERFACE]);
     let _service = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
-    let restart = topology
-        .spawn_gate(["restart", ENDPOINT, "--", "sleep", "0.7"])
-        .unwrap();
-    wait_until("the gate is closed", || {
-        find_gate(&topology, ENDPOINT).is_some_and(|gate| gate.mode.name() == "hold")
-    });
+    let restart = start_restart(&topology, &[], &["sleep", "0.7"]);
     let clients = Clients::start(&topology, server_v4(PORT), 3, None);
     let output = restart.wait(LIMIT).unwrap().ok().unwrap();
     assert!(output.stdout.contains("2 SYNs not held"), "{output}");

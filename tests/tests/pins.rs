@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::bail;
 use common::{
     CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, exists, find_gate, gate, mode,
-    refused, shell, snapshot, up, wait_until,
+    refused, shell, snapshot, start_restart, up, up_with_service,
 };
 use gate_common::abi::ABI_VERSION;
 use gate_tests::backend::Options;
@@ -217,14 +217,8 @@ fn a_command_does_not_wait_forever_for_another() {
 
 #[test]
 fn a_restart_waits_for_another_command_only_to_open_its_gate() {
-    let topology = up();
-    let _service = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
-    let restart = topology
-        .spawn_gate(["restart", ENDPOINT, "--", "sleep", "0.3"])
-        .unwrap();
-    wait_until("it has closed the gate", || {
-        find_gate(&topology, ENDPOINT).is_some_and(|gate| gate.mode.name() == "hold")
-    });
+    let (topology, _service) = up_with_service();
+    let restart = start_restart(&topology, &[], &["sleep", "0.3"]);
     let lock = take_lock(&topology);
     // Longer than a command waits for it.
     sleep(Duration::from_secs(6));
@@ -255,14 +249,8 @@ fn twenty_commands_at_once_all_end_well() {
 
 #[test]
 fn a_second_restart_of_the_same_endpoint_is_refused_and_the_first_ends_well() {
-    let topology = up();
-    let _service = Service::start(&topology, Options::new(server_v4(PORT))).unwrap();
-    let first = topology
-        .spawn_gate(["restart", ENDPOINT, "--", "sleep", "2"])
-        .unwrap();
-    wait_until("the first has closed the gate", || {
-        find_gate(&topology, ENDPOINT).is_some_and(|gate| gate.mode.name() == "hold")
-    });
+    let (topology, _service) = up_with_service();
+    let first = start_restart(&topology, &[], &["sleep", "2"]);
     let args = ["restart", ENDPOINT, "--", "touch", "/run/second"];
     refused(&topology, &args, 1, &[ENDPOINT, "being restarted"]);
     // Nor is any other endpoint of the second's closed.

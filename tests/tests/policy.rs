@@ -9,14 +9,12 @@ use std::time::Duration;
 use common::{
     BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, MS, TARGET, assert_complaint, assert_connects_at_once,
     connect, connect_once, error_at, gate_status, held_client, listen, mode, refused, restart,
-    start_restart, up, up_with_service, wait_until,
+    start_restart, up, up_with_service, wait_until, wait_until_half_open,
 };
 use gate_tests::load::{Load, Outcome};
 use gate_tests::nft;
 use gate_tests::require::{Feature, has};
 use gate_tests::topology::{Output, Side, Topology};
-use gate_userspace::drain;
-use gate_userspace::endpoint::Endpoint;
 use serde_json::Value;
 
 /// A restart with `--json`, to its end.
@@ -139,11 +137,7 @@ fn a_client_whose_first_packets_were_lost_is_waited_for() {
                   tcp dport 8080 tcp flags & (syn | ack) == ack drop; }; }";
     nft::load(&topology, Side::Server, losing).unwrap();
     let load = Load::new(TARGET, 1, MS * 1_000).start(&topology).unwrap();
-    let endpoint: [Endpoint; 1] = [ENDPOINT.parse().unwrap()];
-    wait_until("the client thinks that it is connected", || {
-        let look = || Ok(drain::connections(&endpoint)?.half_open.len());
-        topology.run(Side::Server, look).unwrap() == 1
-    });
+    wait_until_half_open(&topology, TARGET);
     nft::load(&topology, Side::Server, "delete table ip loss").unwrap();
     let command = service.restart_command(MS * 50).unwrap();
     let words = ["restart", ENDPOINT, "--"].map(OsString::from);

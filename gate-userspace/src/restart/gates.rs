@@ -19,7 +19,7 @@ use crate::release::{Job, Pace, Release, Released, Replayer, Step};
 use crate::signals::Signals;
 use crate::tables::handovers::Handovers;
 use crate::tables::{Checks, Tables};
-use crate::{alias, allow, clock, handover, reach, sockets};
+use crate::{alias, allow, clock, handover, reach, sockets, steering};
 
 /// A gate as this restart closed it.
 pub(super) struct Held {
@@ -277,8 +277,8 @@ pub(super) async fn open(
 
 /// Makes the listeners known that answer for the gates' aliases now; what to tell the operator.
 pub(super) fn renew_aliases(anchor: &Anchor, held: &[Held]) -> Option<String> {
-    // Without any the lock is not worth a wait.
-    if !alias::are_led(anchor.pins()) {
+    // No alias is without it, and without one the lock is not worth a wait.
+    if !steering::has_lookup(anchor.pins()) {
         return None;
     }
     let gates = held.iter().map(|held| held.gate.id).collect();

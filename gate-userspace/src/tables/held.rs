@@ -1,12 +1,12 @@
 //! What is held, and what was released.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
 use aya::maps::{IterableMap as _, MapError};
 use gate_common::abi::{Guard, HeldSyn};
 use gate_common::flow::{AttemptKey, FlowKey, GateId};
 use gate_common::state::BootTime;
-use std::os::fd::AsFd;
 
 use super::Tables;
 use crate::error::{Error, Result};

@@ -96,12 +96,18 @@ pub fn is_alive(connected: &Connected) -> bool {
 pub fn half_open(topology: &Topology, target: SocketAddr) -> Dialling {
     neighbour(topology, [2, 0, 0, 0, 0, 0x99]);
     let client = dial(topology, Side::Client, Dial::to(target));
+    wait_until_half_open(topology, target);
+    client
+}
+
+/// Waits until a client's request for the server is half open.
+#[track_caller]
+pub fn wait_until_half_open(topology: &Topology, target: SocketAddr) {
     let endpoint: [Endpoint; 1] = [target.to_string().parse().unwrap()];
     wait_until("the request is half open", || {
         let look = || Ok(drain::connections(&endpoint)?.half_open.len());
         topology.run(Side::Server, look).unwrap() == 1
     });
-    client
 }
 
 /// Lets the answers reach the client.
