@@ -180,10 +180,24 @@ pub struct ReplayFrame {
     pub mark: u32,
     /// The packet's priority.
     pub priority: u32,
+    /// Not zero where it goes only while a socket of this network namespace listens for it.
+    pub awaits: u32,
     /// Bytes of `frame` in use: even, from 60 to [`FRAME_LEN`].
     pub len: u32,
     /// The frame, checksums complete.
     pub frame: [u8; FRAME_LEN],
+}
+
+/// Why a frame does not go back; `blocked` of [`Cursor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Block {
+    /// Nothing keeps it.
+    No = 0,
+    /// The CPU's backlog or the table of what was injected is full, or the interface is gone.
+    Full = 1,
+    /// It awaits a listener, and there is none.
+    Nobody = 2,
 }
 
 /// How far an injection is; value of `CURSOR`.
@@ -192,7 +206,7 @@ pub struct ReplayFrame {
 pub struct Cursor {
     /// The next frame of `REPLAY`.
     pub next: u32,
-    /// Not zero once that frame could not be injected; nothing more is tried then.
+    /// A [`Block`]: why that frame could not be injected. Nothing more is tried then.
     pub blocked: u32,
     /// Frames that were injected.
     pub injected: u32,
@@ -311,7 +325,7 @@ const _: () = {
     assert!(size_of::<StateWord>() == 8);
     assert!(size_of::<GateId>() == 4);
     assert!(size_of::<HeldSyn>() == 48 + FRAME_LEN);
-    assert!(size_of::<ReplayFrame>() == 68 + FRAME_LEN);
+    assert!(size_of::<ReplayFrame>() == 72 + FRAME_LEN);
     assert!(size_of::<GateStats>() == 128);
     assert!(size_of::<Cursor>() == 12);
     assert!(size_of::<AllowKey>() == 20);

@@ -2,12 +2,13 @@
 
 use core::mem::size_of;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
 };
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
-use gate_common::flow::{Address, Port};
+use gate_common::flow::{Address, FlowKey, Port};
 use gate_common::parse::{Family, Syn};
 
 use crate::hook::Hook;
@@ -22,14 +23,13 @@ const OWN: u64 = u64::MAX;
 /// One end of a connection.
 type End = (Address, Port);
 
-/// Whether a socket listens for a SYN. It is looked up as the kernel would, but from source port 0:
-/// that no connection has, so none hides the listener. Doubt says yes.
+/// Whether a socket listens for a flow's SYN. It is looked up as the kernel would, but from source port
+/// 0: that no connection has, so none hides the listener. Doubt says yes.
 #[inline(always)]
-pub fn is_there<H: Hook>(hook: &H, syn: &Syn) -> bool {
-    let flow = &syn.attempt.flow;
+pub fn is_there<C: EbpfContext>(ctx: &C, flow: &FlowKey, family: Family) -> bool {
     let from = (flow.source, Port::new(0));
     let to = (flow.endpoint.address, flow.endpoint.port);
-    match find(hook, syn.at.family, from, to) {
+    match find(ctx, family, from, to) {
         Some(socket) => !socket.is_null() && listens(socket),
         None => true,
     }
@@ -57,7 +57,7 @@ pub fn sender<H: Hook, T>(
 
 /// The socket that a packet meets, or null, with a reference; none where it can't be asked for.
 #[inline(always)]
-fn find<H: Hook>(hook: &H, family: Family, from: End, to: End) -> Option<*mut bpf_sock> {
+fn find<C: EbpfContext>(ctx: &C, family: Family, from: End, to: End) -> Option<*mut bpf_sock> {
     let room = scratch()?;
     let port = |(_, port): End| u16::from_ne_bytes(port.octets());
     // SAFETY: the pointer is to this CPU's own scratch value, which only this run uses; a frame
@@ -87,7 +87,7 @@ fn find<H: Hook>(hook: &H, family: Family, from: End, to: End) -> Option<*mut bp
         }
     };
     // SAFETY: the tuple is written as far as its size says (Linux 5.2).
-    Some(unsafe { bpf_skc_lookup_tcp(hook.as_ptr(), tuple, size as u32, OWN, 0) })
+    Some(unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size as u32, OWN, 0) })
 }
 
 /// Reads the state and gives the reference back.

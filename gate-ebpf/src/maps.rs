@@ -286,7 +286,7 @@ impl<H: Hook> Tables for Kernel<'_, H> {
 
     #[inline(always)]
     fn has_listener(&self, syn: &Syn) -> bool {
-        listeners::is_there(self.0, syn)
+        listeners::is_there(self.0, &syn.attempt.flow, syn.at.family)
     }
 
     #[inline(always)]

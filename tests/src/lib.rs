@@ -20,6 +20,7 @@
 //! | [`plot`] | the figures of a benchmark as a picture |
 //! | [`extent`] | how much of a fault is tried |
 //! | [`mod@clock`] | the machine's time of day, set for a while |
+//! | [`mod@suspend`] | the machine, asleep for a while |
 //! | [`leftovers`] | what is left of a run of tests |
 //! | [`syscalls`] | a command that is traced call by call, and killed or stopped at one of them |
 //! | [`demo`], [`mod@bench`] | the two things that `gate-lab` shows |
@@ -73,6 +74,7 @@ pub mod require;
 pub mod service;
 pub mod stop;
 pub mod summary;
+pub mod suspend;
 pub mod syscalls;
 pub mod talk;
 pub mod tap;

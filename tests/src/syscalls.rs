@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -143,6 +144,10 @@ impl Traced {
     /// Starts `gate` with these arguments in the server namespace.
     pub fn start(topology: &Topology, fate: &Fate<'_>, args: &[&str]) -> Result<Self> {
         let report = Path::new(SCRATCH).join("trace.json");
+        topology.run(Side::Server, || match fs::remove_file(&report) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        })?;
         let mut command = Command::new(exe::lab()?);
         command.args(["trace", "--report"]).arg(&report);
         if let Some(at) = fate.at {
@@ -162,6 +167,11 @@ impl Traced {
             process: topology.spawn(Side::Server, &mut command)?,
             report,
         })
+    }
+
+    /// Whether it came to the call at which it is stopped, or to its end.
+    pub fn has_come(&self, topology: &Topology) -> Result<bool> {
+        topology.run(Side::Server, || Ok(fs::exists(&self.report)?))
     }
 
     /// Waits until it ends; what it wrote, and what was seen.
@@ -189,9 +199,7 @@ pub fn traced(
 pub fn trace(options: &Options) -> Result<ExitCode> {
     let mut tracer = Tracer::start(options)?;
     let code = tracer.run()?;
-    let report = serde_json::to_string(&tracer.seen).context("write the report")?;
-    fs::write(&options.report, report)
-        .with_context(|| format!("write {}", options.report.display()))?;
+    tracer.report()?;
     Ok(ExitCode::from(code))
 }
 
@@ -276,6 +284,13 @@ impl<'a> Tracer<'a> {
         }
     }
 
+    /// Writes what was seen so far.
+    fn report(&self) -> Result<()> {
+        let report = serde_json::to_string(&self.seen).context("write the report")?;
+        let path = &self.options.report;
+        fs::write(path, report).with_context(|| format!("write {}", path.display()))
+    }
+
     /// A thread is about to make a call.
     fn enter(&mut self, thread: Pid) -> Result<()> {
         if !self.counts {
@@ -303,7 +318,10 @@ impl<'a> Tracer<'a> {
         self.seen.reached = true;
         match self.options.pause {
             // All its threads wait at their next call, because nobody lets them go on.
-            Some(pause) => sleep(pause),
+            Some(pause) => {
+                self.report()?;
+                sleep(pause);
+            }
             None => kill(self.leader, Signal::SIGKILL).context("kill it")?,
         }
         Ok(())

@@ -16,7 +16,6 @@ use std::net::SocketAddr;
 use common::{ENDPOINT, gate, gate_status, up, wait_until};
 use gate_tests::load::{Outcome, Request};
 use gate_tests::topology::{Process, Side, Topology};
-use gate_userspace::sockets;
 use socket2::{Domain, Socket, Type};
 
 const V6: &str = "[fd00::5]:8080";
@@ -61,20 +60,6 @@ fn listen_again(topology: &Topology, address: SocketAddr, only_v6: bool) -> Sock
         Ok(socket)
     });
     listener.unwrap()
-}
-
-/// Closes a listener, and waits until nobody has it: a command that another test starts may have its
-/// descriptor for a moment, between fork and exec.
-#[track_caller]
-fn close(topology: &Topology, listener: impl Into<Socket>) {
-    let listener = listener.into();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    drop(listener);
-    let endpoint = address.to_string().parse().unwrap();
-    wait_until("nobody listens", || {
-        let listeners = topology.run(Side::Server, || Ok(sockets::listeners(endpoint)?));
-        listeners.unwrap() == 0
-    });
 }
 
 fn is_dirty(topology: &Topology) -> bool {

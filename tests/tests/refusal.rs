@@ -2,17 +2,15 @@
 
 mod common;
 
-use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
 
 use common::{
     BEFORE_RETRANSMISSION, Dial, Ended, MS, PORT, count, dial, gate, gate_either, gate_status,
-    listen_at, mode, shell, tcp_counters, wait_until, wait_until_counted, wait_until_held,
+    listen_at, mode, shell, tcp_counters, tcp_info, wait_until, wait_until_counted,
+    wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::topology::{CLIENT_V4, CLIENT_V6, INTERFACE, SERVER_V4, SERVER_V6, Side, Topology};
-use socket2::Socket;
 
 /// A way for a connection to meet a gate.
 struct Path {
@@ -134,25 +132,6 @@ fn a_lease_ends_on_every_hook_and_the_next_retransmission_connects() {
             "{what}: {opened}"
         );
     });
-}
-
-/// The kernel's `tcp_info` of a connection.
-fn tcp_info(socket: &Socket) -> libc::tcp_info {
-    // SAFETY: tcp_info is plain integers, for which zero is valid.
-    let mut info: libc::tcp_info = unsafe { zeroed() };
-    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to the structure, which outlives the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut len,
-        )
-    };
-    assert_eq!(result, 0, "getsockopt(TCP_INFO)");
-    info
 }
 
 #[test]

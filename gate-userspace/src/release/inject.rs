@@ -7,7 +7,7 @@ use gate_common::abi::{ReplayFrame, Way};
 use gate_common::flow::{FlowKey, GateId};
 
 use super::pacer::{Entry, Taker};
-use super::replayer::{self, Replayer};
+use super::replayer::{self, Injection, Replayer};
 use super::{Phase, Release};
 use crate::clock;
 use crate::error::Result;
@@ -45,7 +45,8 @@ impl Release {
             match tables.held_for(&entry.attempt.flow)? {
                 Some(syn) if (syn.isn, syn.gate) == (entry.attempt.isn, entry.gate) => {
                     match replayer::frame(&entry.attempt.flow, &syn) {
-                        Some(frame) => {
+                        Some(mut frame) => {
+                            frame.awaits = u32::from(self.awaits(taker));
                             frames.push(frame);
                             entries.push((taker, entry));
                         }
@@ -68,7 +69,7 @@ impl Release {
         }
         // They have an address already, mostly the right one.
         let _unrefreshed = self.neighbours.refresh(&mut frames);
-        let injection = replayer.inject(&frames)?;
+        let injection = self.replay(replayer, &entries, &mut frames)?;
         self.released.injected += injection.injected;
         self.released.gone += injection.lost;
         let rest = entries.split_off(injection.done);
@@ -80,11 +81,53 @@ impl Release {
         )?;
         self.sent(lock, tables, &entries)?;
         self.pacer.put_back(rest);
-        if injection.done > 0 {
+        if injection.done > 0 || injection.awaits {
             self.blocked_since = None;
             return Ok(true);
         }
         self.may_pass(&frames[0])
+    }
+
+    /// Whether what goes to this taker is to go only while its listener is there: as long as queues are
+    /// looked at, which finds another taker for what did not go.
+    fn awaits(&self, taker: Taker) -> bool {
+        matches!(taker, Taker::Listener(_)) && !self.pacer.is_unpaced()
+    }
+
+    /// Injects what can go now.
+    fn replay(
+        &mut self,
+        replayer: &mut Replayer,
+        entries: &[(Taker, Entry)],
+        frames: &mut [ReplayFrame],
+    ) -> Result<Injection> {
+        let mut all = Injection::default();
+        loop {
+            let next = replayer.inject(&frames[all.done..])?;
+            all = all.and(next);
+            let awaiting = entries.get(all.done).filter(|_| all.awaits);
+            let Some((taker, entry)) = awaiting else {
+                return Ok(all);
+            };
+            if !self.is_still_there(*taker, entry) {
+                return Ok(all);
+            }
+            // The program can't see one that is bound to a device.
+            for (frame, (other, _)) in frames.iter_mut().zip(entries).skip(all.done) {
+                if other == taker {
+                    frame.awaits = 0;
+                }
+            }
+        }
+    }
+
+    /// Whether sock_diag shows the listener that a SYN awaits; also where it can't tell.
+    fn is_still_there(&mut self, taker: Taker, entry: &Entry) -> bool {
+        match self.listeners(entry.ends.as_slice())[..] {
+            [Some((cookie, _)), ..] => taker == Taker::Listener(cookie),
+            [None, ..] => false,
+            [] => true,
+        }
     }
 
     /// Whether the first frame, which can't go now, will never go, and is dropped.

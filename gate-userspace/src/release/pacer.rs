@@ -123,6 +123,12 @@ impl Pacer {
         self.unpaced = true;
     }
 
+    /// Whether no queue is looked at any more.
+    #[must_use]
+    pub fn is_unpaced(&self) -> bool {
+        self.unpaced
+    }
+
     /// Whether the rate lets any go at `now`.
     #[must_use]
     pub fn is_ready(&self, now: BootTime) -> bool {

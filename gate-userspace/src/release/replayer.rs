@@ -10,7 +10,9 @@ use std::os::fd::AsFd;
 use aya::Ebpf;
 use aya::maps::{Array, IterableMap as _, MapData};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use gate_common::abi::{Cursor, Direction, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame, Way};
+use gate_common::abi::{
+    Block, Cursor, Direction, FRAME_LEN, HeldSyn, REPLAY_BATCH, ReplayFrame, Way,
+};
 use gate_common::checksum;
 use gate_common::flow::{AttemptKey, FlowKey};
 use gate_common::parse::{Frame, locate};
@@ -43,6 +45,20 @@ pub(super) struct Injection {
     pub injected: usize,
     /// Those that were dropped, because a firewall refused them.
     pub lost: usize,
+    /// Whether the next one can't go because nobody listens for it.
+    pub awaits: bool,
+}
+
+impl Injection {
+    /// This one and the one that went on from there.
+    pub fn and(self, next: Self) -> Self {
+        Self {
+            done: self.done + next.done,
+            injected: self.injected + next.injected,
+            lost: self.lost + next.lost,
+            awaits: next.awaits,
+        }
+    }
 }
 
 /// The replay program and its private maps.
@@ -112,7 +128,8 @@ impl Replayer {
             }
             // Blocked after some is a full backlog, which is mostly worked off by now; a run that a
             // signal ended early is not blocked. Both just go on.
-            if cursor.blocked != 0 && cursor.next as usize == injection.done {
+            if cursor.blocked != Block::No as u32 && cursor.next as usize == injection.done {
+                injection.awaits = cursor.blocked == Block::Nobody as u32;
                 break;
             }
             injection.done = cursor.next as usize;
@@ -198,6 +215,7 @@ pub(super) fn frame(flow: &FlowKey, syn: &HeldSyn) -> Option<ReplayFrame> {
         way: way as u32,
         mark: syn.mark,
         priority: syn.priority,
+        awaits: 0,
         len: frame.len().max(MIN_FRAME).next_multiple_of(2) as u32,
         frame: [0; FRAME_LEN],
     };

@@ -1,7 +1,9 @@
 //! Connections that are held on to, by both of their ends.
 
 use std::io::{self, Read as _};
+use std::mem::{size_of, zeroed};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 
 use gate_tests::topology::{INTERFACE, Place, Side, Topology, server_v4, server_v6};
 use gate_userspace::drain;
@@ -88,6 +90,26 @@ pub fn is_alive(connected: &Connected) -> bool {
         end.set_nonblocking(false).unwrap();
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     })
+}
+
+/// The kernel's `tcp_info` of a connection.
+#[track_caller]
+pub fn tcp_info(socket: &impl AsRawFd) -> libc::tcp_info {
+    // SAFETY: tcp_info is plain integers, for which zero is valid.
+    let mut info: libc::tcp_info = unsafe { zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to the structure, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(result, 0, "getsockopt(TCP_INFO)");
+    info
 }
 
 /// Starts a client whose request stays half open: the server's answers go to another station, until

@@ -8,18 +8,33 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gate_tests::topology::{Place, Side, Topology};
+use gate_userspace::sockets;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{LIMIT, shell};
+use super::{LIMIT, shell, wait_until};
 
 /// Listens in the server namespace. Nobody accepts: the kernel answers, and the connections stay
 /// in the accept queue.
 #[track_caller]
 pub fn listen(topology: &Topology, address: SocketAddr) -> TcpListener {
     listen_at(topology, Side::Server, address)
+}
+
+/// Closes a listener, and waits until nobody has it: a command that another test starts may have its
+/// descriptor for a moment, between fork and exec.
+#[track_caller]
+pub fn close(topology: &Topology, listener: impl Into<Socket>) {
+    let listener = listener.into();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    drop(listener);
+    let endpoint = address.to_string().parse().unwrap();
+    wait_until("nobody listens", || {
+        let listeners = topology.run(Side::Server, || Ok(sockets::listeners(endpoint)?));
+        listeners.unwrap() == 0
+    });
 }
 
 /// As [`listen`], in any namespace. A release fills half of a backlog where nobody accepts, so this

@@ -81,6 +81,13 @@ impl Calls {
         }
     }
 
+    /// Those that change something, with so many of them in a short run.
+    pub fn changing(what: &'static str, seen: &Seen, short: usize) -> Self {
+        let changing = seen.changing();
+        let count = Extent::wanted().pick(short, changing.len());
+        Self::these(what, spread(&changing, count))
+    }
+
     /// Those of these numbers.
     pub fn these(what: &'static str, chosen: Vec<usize>) -> Self {
         Self {

@@ -7,6 +7,7 @@
     reason = "each test binary compiles this anew and uses its own part of it"
 )]
 
+mod answers;
 mod attached;
 mod connected;
 mod connections;
@@ -31,6 +32,7 @@ use gate_userspace::interfaces;
 use gate_userspace::pins::Pins;
 use gate_userspace::status::{self, GateStatus, Status};
 
+pub use answers::*;
 pub use attached::*;
 pub use connected::*;
 pub use connections::*;

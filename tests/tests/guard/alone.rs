@@ -7,11 +7,11 @@ use gate_common::abi::Counter;
 use gate_tests::topology::{server_v4, server_v6};
 
 use crate::common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, MS, PORT, assert_connects_at_once, connect_once,
-    count, gate, gate_status, held_client, json, listen, mode, refused, restart, up, wait_until,
-    wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, MS, PORT, assert_connects_at_once, close,
+    connect_once, count, gate, gate_status, held_client, json, listen, mode, refused, restart, up,
+    wait_until, wait_until_held,
 };
-use crate::{LOOPBACK, V6, assert_guarded, close, guarded, is_dirty, listen_again, watch};
+use crate::{LOOPBACK, V6, assert_guarded, guarded, is_dirty, listen_again, watch};
 
 #[test]
 fn a_connection_to_nobody_is_held_and_its_retransmission_connects() {
@@ -237,13 +237,14 @@ fn a_guarded_gate_is_neither_forgotten_nor_taken_apart() {
 #[test]
 fn what_a_gate_held_for_longer_than_the_lease_is_not_released() {
     let topology = up();
-    let watcher = watch(&topology, &[ENDPOINT, "--for", "300ms"]);
+    // All of this before the client's retransmission, which is refused where nobody listens.
+    let watcher = watch(&topology, &[ENDPOINT, "--for", "100ms"]);
     let client = Clients::one(&topology, server_v4(PORT));
     wait_until_held(&topology, ENDPOINT, 1);
     wait_until("the lease is over", || {
         watcher.stderr().unwrap().contains("are refused")
     });
-    sleep(400 * MS);
+    sleep(150 * MS);
     let _listener = listen(&topology, server_v4(PORT));
     wait_until("it is back", || {
         watcher.stderr().unwrap().contains("listens again")

@@ -7,10 +7,10 @@ use gate_common::abi::Counter;
 use gate_tests::topology::{Side, server_v4, server_v6};
 
 use crate::common::{
-    BEFORE_RETRANSMISSION, ENDPOINT, MS, PORT, assert_connects_at_once, count, gate, held_client,
-    shell, up,
+    BEFORE_RETRANSMISSION, ENDPOINT, MS, PORT, assert_connects_at_once, close, count, gate,
+    held_client, shell, up,
 };
-use crate::{V6, close, listen_again, watch};
+use crate::{V6, listen_again, watch};
 
 #[test]
 fn a_dual_stack_listener_is_one_for_both_families() {
