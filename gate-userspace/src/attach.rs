@@ -95,12 +95,20 @@ impl Attachment {
 /// # Errors
 /// Those of the kernel.
 pub fn attachments(pins: &Pins) -> Result<Vec<Attachment>> {
+    attachments_of(&pins.folder())
+}
+
+/// The attachments that are pinned in a namespace's folder, also one of another version.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn attachments_of(folder: &Path) -> Result<Vec<Attachment>> {
     let interfaces = interfaces::list()?;
     let mut attachments = Vec::new();
-    for path in pins::entries(&pins.links()) {
+    for path in pins::entries(&folder.join(pins::LINKS)) {
         attachments.extend(attachment(&interfaces, path, false)?);
     }
-    for path in pins::entries(&pins.filters()) {
+    for path in pins::entries(&folder.join(pins::FILTERS)) {
         attachments.extend(attachment(&interfaces, path, true)?);
     }
     attachments.sort_by_key(|attachment| (attachment.ifindex, attachment.slot));

@@ -390,10 +390,13 @@ pub fn live(pins: &Pins) -> Result<Vec<Attachment>> {
 /// The program id behind some attachment, for reading its log.
 ///
 /// # Errors
-/// [`Error::NotUp`].
+/// [`Error::NotUp`], [`Error::OtherAbi`].
 pub fn program_id(pins: &Pins) -> Result<u32> {
-    let first = attach::attachments(pins)?.into_iter().next();
-    Ok(first.ok_or(Error::NotUp)?.program)
+    if let Some(first) = attach::attachments(pins)?.first() {
+        return Ok(first.program);
+    }
+    pins.check_version()?;
+    Err(Error::NotUp)
 }
 
 /// How long `gate down` waits for room in the listeners' accept queues.
@@ -485,16 +488,20 @@ pub fn down(pins: &Pins) -> Result<Option<Downed>> {
 /// As [`down`], under the lock.
 pub(crate) fn down_locked(pins: &Pins, lock: Lock) -> Result<Downed> {
     let mut downed = Downed::default();
-    // Pins that this version can't read hold nothing that it could release; and whatever goes
-    // wrong with a release, detaching opens every gate.
+    let others = pins.of_other_versions();
+    // Whatever goes wrong with a release, detaching opens every gate.
     match Tables::open(pins).and_then(|mut tables| release_rest(pins, &lock, &mut tables)) {
         Ok(released) => downed.released = released,
-        Err(Error::NotUp | Error::OtherAbi { .. }) => {}
+        Err(Error::NotUp) => {}
+        Err(Error::OtherAbi { found, .. }) => {
+            downed.failure = Some(format!("another version of gate held them (maps {found})"));
+        }
         Err(error) => downed.failure = Some(error.to_string()),
     }
-    let attached: BTreeSet<(u32, String)> = attach::attachments(pins)
-        .unwrap_or_default()
-        .into_iter()
+    let attached: BTreeSet<(u32, String)> = [pins.folder()]
+        .iter()
+        .chain(&others)
+        .flat_map(|folder| attach::attachments_of(folder).unwrap_or_default())
         .filter(Attachment::is_live)
         .filter_map(|attachment| Some((attachment.ifindex, attachment.interface?)))
         .collect();

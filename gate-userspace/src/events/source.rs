@@ -13,7 +13,7 @@ use gate_common::state::{BootTime, StateWord};
 
 use crate::attach::{self, Attachment};
 use crate::endpoint::Endpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gates;
 use crate::handover;
 use crate::pins::Pins;
@@ -108,6 +108,7 @@ impl Source {
     /// [`Error::OtherAbi`](crate::Error::OtherAbi), and those of the maps.
     pub fn look(&mut self) -> Result<Snapshot> {
         match self.try_look() {
+            Err(error @ Error::OtherAbi { .. }) => Err(error),
             // A `gate down` took them away meanwhile.
             Err(_) if !self.pins.exist() => Ok(self.nothing()),
             looked => looked,
