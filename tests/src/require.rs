@@ -47,6 +47,8 @@ pub enum Feature {
     NamespaceCookie,
     /// Test runs of XDP programs whose frames go on their way.
     LiveFrames,
+    /// Suspending the machine to memory.
+    Suspend,
 }
 
 impl Feature {
@@ -67,6 +69,7 @@ impl Feature {
             ),
             Self::NamespaceCookie => ("SO_NETNS_COOKIE", Version(5, 14), None),
             Self::LiveFrames => ("XDP live frames", Version(5, 18), None),
+            Self::Suspend => ("suspend", Version(2, 6), Some("CONFIG_SUSPEND")),
         }
     }
 
@@ -82,6 +85,7 @@ impl Feature {
             Self::SockDestroy => Ok(sockets::can_destroy()?),
             Self::NamespaceCookie => Ok(sys::namespace_cookie()?.is_some()),
             Self::LiveFrames => probe::live_frames(),
+            Self::Suspend => probe::suspend(),
             Self::LinearSynTimeouts => {
                 Ok(Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists())
             }
@@ -268,6 +272,7 @@ mod tests {
             Feature::Nftables,
             Feature::LinearSynTimeouts,
             Feature::SockDestroy,
+            Feature::Suspend,
         ] {
             check(feature).unwrap();
         }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::exe;
+pub use ethtool::Offload;
 use namespaces::Namespaces;
 pub use place::{Namespace, Place};
 pub use process::{Output, Process, command};
@@ -252,6 +253,11 @@ impl Topology {
     /// `XDP_TX` needs both that and an XDP program at `side`.
     pub fn enable_gro(&self, side: Side) -> Result<()> {
         self.run(side, || ethtool::enable_gro(INTERFACE))
+    }
+
+    /// Whether `side`'s interface does this.
+    pub fn is_offloaded(&self, side: Side, offload: Offload) -> Result<bool> {
+        self.run(side, || ethtool::is_on(INTERFACE, offload))
     }
 
     /// Kills every process of the topology and waits until they are gone. Dropping does the same.

@@ -5,30 +5,17 @@ mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, Dial, ENDPOINT, Ended, LIMIT, PORT, count, dial, gate, gate_either,
-    listen, shell, status, wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Dial, ENDPOINT, Ended, HOOKS, LIMIT, PORT, acknowledged, count, dial,
+    gate, gate_either, listen, shell, status, wait_until, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_common::checksum::{add, fold};
-use gate_common::parse::{Frame, Located, locate};
 use gate_tests::packet::{Checksum, Spec, flags};
-use gate_tests::tap::{Seen, Tap};
+use gate_tests::tap::Tap;
 use gate_tests::topology::{CLIENT_V4, INTERFACE, SERVER_V4, Side, Topology, server_v4};
 use gate_tests::tun::{Cable, TUN};
-
-/// Long enough for an answer, and too short for a retransmission.
-const ANSWER: Duration = Duration::from_millis(400);
-
-/// Ways to attach: the hook, and whether by filters instead of TCX.
-const HOOKS: [(&str, bool); 4] = [
-    ("xdp", false),
-    ("xdp-generic", false),
-    ("tc-ingress", false),
-    ("tc-ingress", true),
-];
 
 /// A server that listens, with the gate up at one of its hooks and holding, and a client's tap.
 fn holding(hook: &str, filters: bool) -> (Topology, std::net::TcpListener, Tap) {
@@ -38,29 +25,6 @@ fn holding(hook: &str, filters: bool) -> (Topology, std::net::TcpListener, Tap) 
     gate(&topology, &["hold", ENDPOINT]);
     let tap = topology.run(Side::Client, || Tap::open(INTERFACE)).unwrap();
     (topology, listener, tap)
-}
-
-fn parsed(seen: &Seen) -> Option<Located> {
-    match locate(seen.frame.as_slice()) {
-        Frame::Tcp(at) if !seen.outgoing => Some(at),
-        _ => None,
-    }
-}
-
-/// The numbers that the server's answers to SYNs acknowledge, until none comes for a while.
-fn acknowledged(tap: &Tap) -> Vec<u32> {
-    let mut all = Vec::new();
-    let is_answer = |seen: &Seen| {
-        parsed(seen)
-            .is_some_and(|at| at.flags & (flags::SYN | flags::ACK) == flags::SYN | flags::ACK)
-    };
-    while let Some(seen) = tap.next(ANSWER, is_answer).unwrap() {
-        let at = parsed(&seen).unwrap().transport + 8;
-        all.push(u32::from_be_bytes(
-            seen.frame[at..at + 4].try_into().unwrap(),
-        ));
-    }
-    all
 }
 
 /// Half-open requests and connections that nobody took yet, at the server.
@@ -236,27 +200,6 @@ fn a_wrong_checksum_is_dropped_at_the_release_and_a_partial_one_completed() {
         let mut answers = acknowledged(&tap);
         answers.sort_unstable();
         assert_eq!(answers, [1001, 2001], "{hook}");
-    }
-}
-
-#[test]
-fn a_syn_to_all_or_to_another_station_opens_nothing_and_is_answered_by_nobody() {
-    for mode in ["hold", "reject"] {
-        for (hook, filters) in HOOKS {
-            let topology = Topology::new().unwrap();
-            gate_either(&topology, filters, &["up", "--hook", hook, INTERFACE]);
-            let _listener = listen(&topology, server_v4(PORT));
-            gate(&topology, &[mode, "*:8080"]);
-            let tap = topology.run(Side::Client, || Tap::open(INTERFACE)).unwrap();
-            for station in [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1]] {
-                let mut frame = Spec::default().build();
-                frame[..6].copy_from_slice(&station);
-                tap.send(&frame).unwrap();
-            }
-            let any = tap.next(ANSWER, |seen| parsed(seen).is_some()).unwrap();
-            assert_eq!(any, None, "{mode}, {hook}");
-            assert_eq!(status(&topology).gates[0].waiting.held, 0, "{mode}, {hook}");
-        }
     }
 }
 

@@ -1,17 +1,20 @@
 //! SIGKILL of the daemon at every system call in turn, while it starts, while it closes and opens, and
 //! while it applies a changed configuration; of what it does in between, as much as these take. A short
-//! run tries some of the calls that change something. Needs root.
+//! run tries some of the calls that change something. And a daemon that is stopped past the lease of
+//! what it holds. Needs root.
 
 mod common;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::{
-    CONFIG, Calls, Clients, LIMIT, MS, PORT, ROOT, TARGET, assert_documented, assert_none_lost,
-    exists, find_gate, gate, get, health, held_client, json, mode, restart_daemon, side_by_side,
-    stop_daemon, wait_until, write,
+    CONFIG, Calls, Clients, LIMIT, MS, PORT, ROOT, TARGET, assert_connects_at_once,
+    assert_documented, assert_none_lost, connect_once, exists, find_gate, gate, get, health,
+    held_client, json, mode, restart_daemon, side_by_side, stop_daemon, wait_until, write,
 };
 use gate_tests::backend::Options;
 use gate_tests::load::Load;
@@ -30,11 +33,19 @@ const WATCHED: &str = "[gate.web]\nendpoints = ['10.0.0.5:8080']\ninterfaces = [
 
 /// Starts a daemon that dies at this call, and returns when it answers.
 fn start(topology: &Topology, at: Option<usize>) -> Traced {
-    let _none = topology.run(Side::Server, || Ok(fs::remove_file(FROM).ok()));
     let fate = Fate {
         at,
-        from: Some(Path::new(FROM)),
         ..Fate::default()
+    };
+    start_for(topology, &fate)
+}
+
+/// As [`start`], for another fate.
+fn start_for(topology: &Topology, fate: &Fate<'_>) -> Traced {
+    let _none = topology.run(Side::Server, || Ok(fs::remove_file(FROM).ok()));
+    let fate = Fate {
+        from: Some(Path::new(FROM)),
+        ..fate.clone()
     };
     let args = ["daemon", "--config", CONFIG, "--log", "debug"];
     let daemon = Traced::start(topology, &fate, &args).unwrap();
@@ -60,19 +71,27 @@ fn has_ended(daemon: &Traced) -> bool {
     daemon.process.has_ended().unwrap()
 }
 
+fn backend(topology: &Topology) -> Service {
+    Service::start(topology, Options::new(TARGET)).unwrap()
+}
+
+fn kill(service: &Service) {
+    service.process().signal(Signal::SIGKILL).unwrap();
+    service.process().wait(LIMIT).unwrap();
+}
+
 /// An outage that the daemon holds and ends, unless it dies at this call; and what the next one, or
 /// a command, makes of it.
 fn outage(topology: &Topology, at: Option<usize>, by_command: bool) -> (Output, Seen) {
-    let service = Service::start(topology, Options::new(TARGET)).unwrap();
+    let service = backend(topology);
     let daemon = start(topology, at);
     wait_until("it is up", || health(topology, "web") == "up");
     write(topology, FROM, "");
-    service.process().signal(Signal::SIGKILL).unwrap();
-    service.process().wait(LIMIT).unwrap();
+    kill(&service);
     let is_held = || mode(topology, "web") == "hold";
     wait_until("it is held", || is_held() || has_ended(&daemon));
     let client = is_held().then(|| held_client(topology, "web", TARGET));
-    let service = Service::start(topology, Options::new(TARGET)).unwrap();
+    let service = backend(topology);
     let is_open = || mode(topology, "web") == "open";
     wait_until("it is open", || is_open() || has_ended(&daemon));
     let (output, seen) = end(topology, daemon);
@@ -112,6 +131,138 @@ fn a_daemon_killed_while_it_closes_or_opens_is_gone_on_from() {
         for (round, call) in calls.rounds() {
             let (output, seen) = outage(&topology, Some(call.number), round % 4 == 3);
             call.tried(&output, &seen);
+        }
+    });
+    calls.finish();
+}
+
+/// The lease of an outage in which the daemon is stopped.
+const LEASE: Duration = Duration::from_secs(1);
+
+/// Long enough for the lease to end, and for clients to try, while it is stopped.
+const STOPPED: Duration = Duration::from_millis(2_200);
+
+/// A server whose daemon is to hold for as long as [`LEASE`].
+fn leased() -> Topology {
+    let topology = Topology::new().unwrap();
+    write(&topology, CONFIG, &WATCHED.replace("20s", "1s"));
+    topology
+}
+
+/// The gate is open past its lease: who comes is refused as long as nobody listens, and gets through as
+/// soon as somebody does.
+#[track_caller]
+fn assert_open_past_its_lease(topology: &Topology, service: Option<Service>) -> Service {
+    assert_eq!(mode(topology, "web"), "open");
+    let service = service.unwrap_or_else(|| {
+        let refused = connect_once(topology, TARGET);
+        assert_eq!(refused.result, Err(ErrorKind::ConnectionRefused));
+        backend(topology)
+    });
+    assert_connects_at_once(topology, TARGET);
+    service
+}
+
+/// It answers, sees that the backend is up, and holds and opens at the next outage.
+#[track_caller]
+fn assert_well(topology: &Topology, service: &Service) -> Service {
+    wait_until("it is up", || health(topology, "web") == "up");
+    // A hold that it was about to make when it was stopped is made late, and ended at once.
+    sleep(MS * 300);
+    wait_until("it is open", || mode(topology, "web") == "open");
+    assert_connects_at_once(topology, TARGET);
+    kill(service);
+    wait_until("it is down", || health(topology, "web") == "down");
+    wait_until("it is held", || mode(topology, "web") == "hold");
+    let client = held_client(topology, "web", TARGET);
+    let service = backend(topology);
+    client.finish_connected();
+    wait_until("it is open", || mode(topology, "web") == "open");
+    gate(topology, &["status"]);
+    service
+}
+
+#[test]
+fn a_daemon_stopped_past_its_lease_while_it_holds_keeps_nothing_closed_and_goes_on_well() {
+    // The backend is back before it goes on, or only later.
+    for is_back in [true, false] {
+        let topology = leased();
+        let service = backend(&topology);
+        let daemon = restart_daemon(&topology);
+        wait_until("it is up", || health(&topology, "web") == "up");
+        kill(&service);
+        wait_until("it is held", || mode(&topology, "web") == "hold");
+        daemon.signal(Signal::SIGSTOP).unwrap();
+        sleep(LEASE);
+        if !is_back {
+            daemon.signal(Signal::SIGCONT).unwrap();
+            wait_until("it is down", || health(&topology, "web") == "down");
+            // It holds once for an outage, however long that is.
+            sleep(MS * 500);
+        }
+        let service = assert_open_past_its_lease(&topology, None);
+        daemon.signal(Signal::SIGCONT).unwrap();
+        let service = assert_well(&topology, &service);
+        stop_daemon(&daemon);
+        drop(service);
+        gate(&topology, &["down"]);
+        assert!(!exists(&topology, ROOT));
+    }
+}
+
+/// An outage in which the daemon is stopped at this call for longer than the gate's lease; then another.
+fn outage_while_stopped(topology: &Topology, at: usize) -> (Output, Seen) {
+    let service = backend(topology);
+    let fate = Fate {
+        pause: Some(STOPPED),
+        ..Fate::killed_at(at)
+    };
+    let daemon = start_for(topology, &fate);
+    wait_until("it is up", || health(topology, "web") == "up");
+    write(topology, FROM, "");
+    kill(&service);
+    let is_stopped = || daemon.has_come(topology).unwrap();
+    wait_until("it is held", || {
+        is_stopped() || mode(topology, "web") == "hold"
+    });
+    let mut service = None;
+    let mut client = None;
+    if !is_stopped() {
+        client = Some(Clients::one(topology, TARGET));
+        service = Some(backend(topology));
+        wait_until("it is open", || {
+            is_stopped() || mode(topology, "web") == "open"
+        });
+    }
+    if is_stopped() {
+        let since = Instant::now();
+        sleep(LEASE);
+        service = Some(assert_open_past_its_lease(topology, service));
+        let took = since.elapsed();
+        assert!(
+            took < STOPPED,
+            "only after {took:.1?}, when the daemon went on"
+        );
+    }
+    client.map(Clients::finish_connected);
+    let service = assert_well(topology, &service.expect("a backend"));
+    let (output, seen) = end(topology, daemon);
+    assert_eq!(output.code(), 0, "{output}");
+    kill(&service);
+    (output, seen)
+}
+
+#[test]
+fn a_daemon_stopped_past_its_lease_at_any_change_keeps_nothing_closed_and_goes_on_well() {
+    let (output, seen) = outage(&leased(), None, false);
+    assert_eq!(output.code(), 0, "{output}");
+    let calls = Calls::changing("daemon, stopped", &seen, 4);
+    side_by_side(|| {
+        let topology = leased();
+        for (_, call) in calls.rounds() {
+            let (output, seen) = outage_while_stopped(&topology, call.number);
+            println!("stopped at {}: {:?}", call.number, output.status);
+            call.count(&seen);
         }
     });
     calls.finish();

@@ -1,20 +1,21 @@
 //! SIGKILL of a command at every system call in turn: what it left in the maps is whole, the next
-//! command or the lease puts things right, and no client is lost. Needs root.
+//! command or the lease puts things right, and no client is lost. And commands that are stopped past
+//! the lease, at each call that changes something. Needs root.
 
 mod common;
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
-    Calls, ENDPOINT, LIMIT, ROOT, TARGET, assert_documented, assert_none_lost, exists, find_gate,
-    gate_or, gate_status, mode, side_by_side, snapshot, up_with_service, wait_until,
+    Calls, ENDPOINT, LIMIT, MS, ROOT, TARGET, assert_connects_at_once, assert_documented,
+    assert_none_lost, exists, find_gate, gate_or, gate_status, mode, side_by_side, snapshot,
+    up_with_service, wait_until,
 };
 use gate_tests::backend::Options;
-use gate_tests::extent::Extent;
 use gate_tests::load::{Endless, Load};
 use gate_tests::service::Service;
-use gate_tests::syscalls::{Fate, Seen, traced};
+use gate_tests::syscalls::{Fate, Seen, Traced, traced};
 use gate_tests::topology::{Side, Topology};
 use gate_userspace::error::exit;
 use gate_userspace::pins::Pins;
@@ -104,36 +105,42 @@ fn a_restart_killed_at_any_system_call_is_put_right_by_the_next() {
     calls.finish();
 }
 
+const OPEN: [&str; 2] = ["open", ENDPOINT];
+
+/// Closes the gate for this long, and returns when somebody is held.
+#[track_caller]
+fn close(topology: &Topology, lease: &str) {
+    gate_or(topology, &["hold", ENDPOINT, "--for", lease], exit::DONE);
+    wait_until("a client is held", || {
+        gate_status(topology, ENDPOINT).waiting.held > 0
+    });
+}
+
+/// The calls of an opening of what holds clients.
+#[track_caller]
+fn opening_seen_to_its_end() -> Seen {
+    let (topology, _service) = up_with_service();
+    let load = load(&topology);
+    close(&topology, "1500ms");
+    let seen = seen_to_its_end(&topology, &OPEN);
+    assert_none_lost(load, LATEST);
+    seen
+}
+
 #[test]
 fn an_opening_killed_at_any_system_call_is_put_right_by_the_next_or_the_lease() {
-    let hold = ["hold", ENDPOINT, "--for", "1500ms"];
-    let open = ["open", ENDPOINT];
-    let close = |topology: &Topology| {
-        gate_or(topology, &hold, exit::DONE);
-        wait_until("a client is held", || {
-            gate_status(topology, ENDPOINT).waiting.held > 0
-        });
-    };
-    let seen = {
-        let (topology, _service) = up_with_service();
-        let load = load(&topology);
-        close(&topology);
-        let seen = seen_to_its_end(&topology, &open);
-        assert_none_lost(load, LATEST);
-        seen
-    };
-    let calls = Calls::of("open", &seen);
+    let calls = Calls::of("open", &opening_seen_to_its_end());
     side_by_side(|| {
         let (topology, _service) = up_with_service();
         let load = load(&topology);
         for (round, call) in calls.rounds() {
-            close(&topology);
+            close(&topology, "1500ms");
             let fate = Fate::killed_at(call.number);
-            let (output, seen) = traced(&topology, &fate, &open, LIMIT).unwrap();
+            let (output, seen) = traced(&topology, &fate, &OPEN, LIMIT).unwrap();
             whole(&topology).expect("it is up");
             match round % 8 {
                 7 => wait_for_lease(&topology, ENDPOINT),
-                _ => drop(gate_or(&topology, &open, exit::LEASE)),
+                _ => drop(gate_or(&topology, &OPEN, exit::LEASE)),
             }
             let status = gate_status(&topology, ENDPOINT);
             assert_eq!(status.mode.name(), "open", "{output}");
@@ -152,11 +159,10 @@ const STOPPED: Duration = Duration::from_millis(700);
 #[test]
 fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
     let restart = ["restart", ENDPOINT, "--max-hold", "500ms", "--", "true"];
-    let changing = seen_to_its_end(&served().0, &restart).changing();
-    let step = changing.len() / Extent::wanted().pick(8, changing.len());
-    let calls = Calls::these(
+    let calls = Calls::changing(
         "restart, stopped",
-        changing.into_iter().step_by(step).collect(),
+        &seen_to_its_end(&served().0, &restart),
+        8,
     );
     side_by_side(|| {
         let (topology, _service) = served();
@@ -184,6 +190,47 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
         // the lease injects what is held all the same. Only where that is forgotten its client waits for its
         // next SYN, and may meet the next closing then.
         assert_none_lost(load, LATEST);
+    });
+    calls.finish();
+}
+
+#[test]
+fn an_opening_stopped_past_the_lease_at_any_change_keeps_nothing_closed() {
+    let lease = MS * 500;
+    // Long enough for the lease to end, and for a client to connect, while it is stopped.
+    let stopped = MS * 1_200;
+    let calls = Calls::changing("open, stopped", &opening_seen_to_its_end(), 8);
+    side_by_side(|| {
+        let (topology, _service) = up_with_service();
+        let load = load(&topology);
+        for (_, call) in calls.rounds() {
+            close(&topology, "500ms");
+            let fate = Fate {
+                pause: Some(stopped),
+                ..Fate::killed_at(call.number)
+            };
+            let opening = Traced::start(&topology, &fate, &OPEN).unwrap();
+            // Or it has ended, where it did not come to this call.
+            wait_until("it is stopped", || opening.has_come(&topology).unwrap());
+            let since = Instant::now();
+            sleep(lease);
+            assert_eq!(mode(&topology, ENDPOINT), "open");
+            assert_connects_at_once(&topology, TARGET);
+            let took = since.elapsed();
+            assert!(
+                took < stopped,
+                "only after {took:.1?}, when the opening went on"
+            );
+            let (output, seen) = opening.wait(&topology, LIMIT).unwrap();
+            println!("stopped at {}: {:?}", call.number, output.status);
+            assert_documented(&output);
+            // In time after all, or too late.
+            assert!([0, 124].contains(&output.code()), "{output}");
+            call.count(&seen);
+        }
+        assert_none_lost(load, LATEST);
+        gate_or(&topology, &["down"], exit::DONE);
+        assert!(!exists(&topology, ROOT));
     });
     calls.finish();
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
@@ -12,9 +13,10 @@ use common::{
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
-use gate_tests::listener;
 use gate_tests::service::Service;
 use gate_tests::topology::{Process, Side, Topology, server_v4, server_v6};
+use gate_userspace::endpoint::Endpoint;
+use gate_userspace::sockets;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -28,20 +30,25 @@ fn serve(topology: &Topology, name: &str, listen: &[&str]) -> Process {
 
 #[track_caller]
 fn serve_with(topology: &Topology, name: &str, listen: &[&str], reuse_port: bool) -> Process {
-    let listen: Vec<SocketAddr> = listen.iter().map(|text| text.parse().unwrap()).collect();
+    // Others of its group may listen there already.
+    let places: BTreeSet<Endpoint> = listen.iter().map(|text| text.parse().unwrap()).collect();
+    let count = || {
+        let counts = places.iter().map(|place| sockets::listeners(*place));
+        Ok(counts.sum::<std::io::Result<usize>>()?)
+    };
+    let count = || topology.run(Side::Server, count).unwrap();
+    let all = count() + listen.len();
+    let addresses: Vec<SocketAddr> = listen.iter().map(|text| text.parse().unwrap()).collect();
     let options = Options {
-        listen: listen.clone(),
         name: name.to_owned(),
         reuse_port,
-        ..Options::new(listen[0])
+        listen: addresses.clone(),
+        ..Options::new(addresses[0])
     };
     let mut command = std::process::Command::new(exe::lab().unwrap());
     command.arg("backend").args(options.to_args());
     let process = topology.spawn(Side::Server, &mut command).unwrap();
-    for address in listen {
-        let wait = || listener::wait_until(address, true, LIMIT);
-        topology.run(Side::Server, wait).unwrap();
-    }
+    wait_until("all its sockets listen", || count() == all);
     process
 }
 

@@ -1,5 +1,6 @@
 //! Asking the kernel whether it has something. Needs root.
 
+use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::panic::resume_unwind;
@@ -23,6 +24,15 @@ pub(super) fn tcx() -> Result<bool> {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error).context("ask for the programs at a TCX hook"),
+    }
+}
+
+/// Whether the machine can be suspended to memory.
+pub(super) fn suspend() -> Result<bool> {
+    match fs::read_to_string("/sys/power/state") {
+        Ok(states) => Ok(states.split_whitespace().any(|state| state == "mem")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context("read /sys/power/state"),
     }
 }
 

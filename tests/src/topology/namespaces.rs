@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -154,7 +155,13 @@ pub(super) fn new_network() -> Result<File> {
 /// Mounts a /sys for the thread's network namespace, with an empty bpffs, and the cgroups kept.
 fn mount_sys() -> Result<()> {
     const CGROUPS: &str = "/sys/fs/cgroup";
+    const BPF: &str = "/sys/fs/bpf";
     let cgroups = File::open(CGROUPS);
+    // The host's would be among the mounts still, out of reach.
+    match umount2(BPF, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(error).context("detach /sys/fs/bpf"),
+    }
     mount_as("/sys", Some("sysfs"), MsFlags::empty())?;
     if let Ok(cgroups) = cgroups {
         let source = format!("/proc/self/fd/{}", cgroups.as_raw_fd());
@@ -167,7 +174,7 @@ fn mount_sys() -> Result<()> {
         )
         .context("bind /sys/fs/cgroup")?;
     }
-    mount_as("/sys/fs/bpf", Some("bpf"), MsFlags::empty())
+    mount_as(BPF, Some("bpf"), MsFlags::empty())
 }
 
 /// Mounts what `shm_open` opens. Apache names its segments by the path of its folder, which is the

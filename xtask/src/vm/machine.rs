@@ -144,8 +144,9 @@ impl Setup<'_> {
         );
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            // A clock that is read by leaving the machine is slow.
-            .args(["-no-reboot", "-machine", "q35,hpet=off"])
+            // A clock that is read by leaving the machine is slow. Once suspended, a `q35` can be
+            // neither suspended again nor switched off.
+            .args(["-no-reboot", "-machine", "pc,hpet=off"])
             .args(["-accel", &self.machine.accel, "-cpu", &self.machine.cpu])
             .args(["-smp", &self.vm.cpus.to_string(), "-m", &self.vm.memory])
             .arg("-kernel")
