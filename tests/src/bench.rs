@@ -14,7 +14,7 @@ pub mod record;
 pub mod restart;
 pub mod rig;
 pub mod scale;
-mod setup;
+pub mod setup;
 mod single;
 mod spread;
 pub mod throughput;

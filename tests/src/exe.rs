@@ -1,6 +1,7 @@
 //! Where the binaries under test are.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -33,6 +34,23 @@ pub fn foreign(name: &str, variable: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
         .with_context(|| format!("no {name}; install the package {name} or set {variable}"))
+}
+
+/// A program that is not Gate's, with the libraries of the folders that `variable` with `_LIBS` names; what
+/// it loads itself is in a folder `data.0` of one of those, which the variable `data.1` tells it.
+pub fn foreign_command(name: &str, variable: &str, data: Option<(&str, &str)>) -> Result<Command> {
+    let mut command = Command::new(foreign(name, variable)?);
+    let Some(folders) = std::env::var_os(format!("{variable}_LIBS")) else {
+        return Ok(command);
+    };
+    if let Some((folder, variable)) = data {
+        let found = std::env::split_paths(&folders)
+            .map(|parent| parent.join(folder))
+            .find(|path| path.is_dir());
+        command.env(variable, found.unwrap_or_default());
+    }
+    command.env("LD_LIBRARY_PATH", folders);
+    Ok(command)
 }
 
 /// The shell words that run a program that is not Gate's: its path, and before it what the loader

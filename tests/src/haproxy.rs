@@ -34,8 +34,9 @@ impl Release {
         }
     }
 
-    /// Debian 13's needs a newer C library than the system may have, and so that one's loader.
-    fn command(self) -> Result<Command> {
+    /// The program, without words. Debian 13's needs a newer C library than the system may have, and
+    /// so that one's loader.
+    pub(crate) fn command(self) -> Result<Command> {
         let variable = self.variable();
         let program = exe::foreign("haproxy", variable)?;
         let mut command = match std::env::var_os(format!("{variable}_LOADER")) {

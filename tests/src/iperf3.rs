@@ -12,8 +12,6 @@ use crate::{exe, listener};
 
 /// The environment variable that names the iperf3 to use.
 pub const IPERF3: &str = "GATE_TEST_IPERF3";
-/// The environment variable with the folders of its libraries, if they are not where they belong.
-pub const IPERF3_LIBS: &str = "GATE_TEST_IPERF3_LIBS";
 
 /// What starting, connecting and ending may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -60,12 +58,9 @@ impl<'a> Iperf3<'a> {
     }
 }
 
-fn program() -> Result<Command> {
-    let mut command = Command::new(exe::foreign("iperf3", IPERF3)?);
-    if let Some(folders) = std::env::var_os(IPERF3_LIBS) {
-        command.env("LD_LIBRARY_PATH", folders);
-    }
-    Ok(command)
+/// The program, without words.
+pub(crate) fn program() -> Result<Command> {
+    exe::foreign_command("iperf3", IPERF3, None)
 }
 
 /// The processors that this process may run on.

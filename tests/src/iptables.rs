@@ -1,6 +1,5 @@
 //! What people do without Gate: iptables drops the SYNs of new connections.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,8 +10,6 @@ use crate::topology::{Place, Topology};
 
 /// The environment variable that names the iptables to use.
 pub const IPTABLES: &str = "GATE_TEST_IPTABLES";
-/// The environment variable with the folders of its libraries, if they are not where they belong.
-pub const IPTABLES_LIBS: &str = "GATE_TEST_IPTABLES_LIBS";
 
 /// How long iptables may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -124,24 +121,23 @@ impl<'a> Iptables<'a> {
     }
 
     fn run(&self, words: &str) -> Result<String> {
-        let mut command = Command::new(exe::foreign("iptables", IPTABLES)?);
-        if let Some(folders) = std::env::var_os(IPTABLES_LIBS) {
-            let extensions = std::env::split_paths(&folders)
-                .map(|folder| folder.join("xtables"))
-                .find(|folder| folder.is_dir())
-                .unwrap_or_else(PathBuf::new);
-            command
-                .env("LD_LIBRARY_PATH", folders)
-                .env("XTABLES_LIBDIR", extensions);
-        }
-        // The link's target is one program for several commands; its first word tells which.
-        command.arg("iptables").args(words.split(' '));
+        let mut command = program()?;
+        command.args(words.split(' '));
         let output = self
             .topology
             .output(self.place.clone(), &mut command, LIMIT)?
             .ok()?;
         Ok(output.stdout)
     }
+}
+
+/// The program, without rules.
+pub(crate) fn program() -> Result<Command> {
+    let extensions = ("xtables", "XTABLES_LIBDIR");
+    let mut command = exe::foreign_command("iptables", IPTABLES, Some(extensions))?;
+    // The link's target is one program for several commands; its first word tells which.
+    command.arg("iptables");
+    Ok(command)
 }
 
 /// The sum of the first column (packets) of the lines whose third (target) is this.

@@ -38,15 +38,21 @@ pub fn counters(topology: &Topology, place: impl Into<Place>) -> Result<BTreeMap
 }
 
 fn run(topology: &Topology, place: impl Into<Place>, words: &[&str]) -> Result<String> {
-    let mut command = Command::new(program()?);
-    if let Some(folders) = std::env::var_os(NFT_LIBS) {
-        command.env("LD_LIBRARY_PATH", folders);
-    }
+    let mut command = program()?;
     let output = topology.output(place, command.args(words), LIMIT)?.ok()?;
     Ok(output.stdout)
 }
 
-fn program() -> Result<PathBuf> {
+/// The program, without words.
+pub(crate) fn program() -> Result<Command> {
+    let mut command = Command::new(path()?);
+    if let Some(folders) = std::env::var_os(NFT_LIBS) {
+        command.env("LD_LIBRARY_PATH", folders);
+    }
+    Ok(command)
+}
+
+fn path() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(NFT) {
         return std::fs::canonicalize(&path)
             .with_context(|| format!("find {NFT}={}", path.display()));

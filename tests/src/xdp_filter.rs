@@ -1,6 +1,5 @@
 //! What people do without Gate where XDP must drop: xdp-filter, of the xdp-tools.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,8 +10,6 @@ use crate::topology::{Output, Side, Topology};
 
 /// The environment variable that names the xdp-filter to use.
 pub const XDP_FILTER: &str = "GATE_TEST_XDP_FILTER";
-/// The environment variable with the folders of its libraries, if they are not where they belong.
-pub const XDP_FILTER_LIBS: &str = "GATE_TEST_XDP_FILTER_LIBS";
 
 /// How long it may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,17 +34,13 @@ pub fn dropped(topology: &Topology, port: u16) -> Result<u64> {
 }
 
 fn run(topology: &Topology, words: &[&str]) -> Result<Output> {
-    let mut command = Command::new(exe::foreign("xdp-filter", XDP_FILTER)?);
-    if let Some(folders) = std::env::var_os(XDP_FILTER_LIBS) {
-        let objects = std::env::split_paths(&folders)
-            .map(|folder| folder.join("bpf"))
-            .find(|folder| folder.is_dir())
-            .unwrap_or_else(PathBuf::new);
-        command
-            .env("LD_LIBRARY_PATH", folders)
-            .env("LIBXDP_OBJECT_PATH", objects);
-    }
-    topology.output(Side::Server, command.args(words), LIMIT)
+    topology.output(Side::Server, program()?.args(words), LIMIT)
+}
+
+/// The program, without words.
+pub(crate) fn program() -> Result<Command> {
+    let objects = ("bpf", "LIBXDP_OBJECT_PATH");
+    exe::foreign_command("xdp-filter", XDP_FILTER, Some(objects))
 }
 
 /// From the line of the port: number, mode, hits.

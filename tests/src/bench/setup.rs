@@ -9,7 +9,12 @@ use nix::sys::sysinfo::sysinfo;
 use nix::sys::utsname::uname;
 use serde::{Deserialize, Serialize};
 
+mod asked;
+
+pub use asked::Answer;
+
 use super::record::{Raw, Report};
+use crate::topology::Topology;
 
 /// The machine, and what ran on it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +33,16 @@ pub struct Setup {
     pub memory: u64,
     /// What ran on the machine beside the benchmark, over the minute before: the load average.
     pub load: f64,
+    /// The programs that gate is compared with and measured by, and what each told of its version;
+    /// nothing where it is absent. Here and below: empty in older figures.
+    #[serde(default)]
+    pub programs: Vec<Answer>,
+    /// Sysctls of the network, as each benchmark finds them.
+    #[serde(default)]
+    pub sysctls: Vec<Answer>,
+    /// What the veth pair's interfaces do in the processor's stead: `on` or `off`.
+    #[serde(default)]
+    pub offloads: Vec<Answer>,
 }
 
 impl Setup {
@@ -63,7 +78,46 @@ impl Setup {
             processors: std::thread::available_parallelism()?.get(),
             memory: system.ram_total(),
             load: system.load_average().0,
+            programs: Vec::new(),
+            sysctls: Vec::new(),
+            offloads: Vec::new(),
         })
+    }
+
+    /// The same, and what the programs beside gate and the network answer. Needs root.
+    ///
+    /// # Errors
+    /// A topology can't be made.
+    pub fn asked(self) -> Result<Self> {
+        let topology = Topology::new()?;
+        Ok(Self {
+            programs: asked::programs(&topology),
+            sysctls: asked::sysctls(&topology),
+            offloads: asked::offloads(&topology),
+            ..self
+        })
+    }
+
+    /// Lines of the page about what was asked; none where nothing was.
+    fn answers(&self) -> String {
+        let line = |title: &str, words: Vec<String>, between: &str| match words.is_empty() {
+            true => String::new(),
+            false => format!("- {title}: {}\n", words.join(between)),
+        };
+        let pair = |answer: &Answer| {
+            let value = answer.value.as_deref().unwrap_or("unknown");
+            format!("{} {value}", answer.name)
+        };
+        let programs = self.programs.iter().map(Answer::version).collect();
+        let sysctls = self.sysctls.iter().map(pair).collect();
+        let offloads = self.offloads.iter().map(pair).collect();
+        line("peers and tools", programs, "; ")
+            + &line(
+                "sysctls of a new namespace, where a benchmark does not say otherwise",
+                sysctls,
+                ", ",
+            )
+            + &line("offloads of the veth pair", offloads, ", ")
     }
 }
 
@@ -76,13 +130,14 @@ impl Raw for Setup {
             brief: None,
             text: format!(
                 "- {}, Gate {revision}\n- Linux {}\n- {} x {}, {:.1} GiB of memory\n- load average in the \
-                 minute before: {:.2}\n",
+                 minute before: {:.2}\n{}",
                 self.day(),
                 self.kernel,
                 self.processors,
                 self.processor,
                 self.memory as f64 / f64::from(1 << 30),
                 self.load,
+                self.answers(),
             ),
             plots: Vec::new(),
         }
@@ -131,6 +186,53 @@ mod tests {
     fn this_machine_is_told() {
         let setup = Setup::here().unwrap();
         assert!(setup.processors > 0 && setup.memory > 0 && setup.begun > 0);
-        assert!(setup.report().text.contains(&setup.kernel));
+        let text = setup.report().text;
+        assert!(
+            text.contains(&setup.kernel) && !text.contains("peers and tools"),
+            "{text}"
+        );
+    }
+
+    fn answer(name: &str, value: Option<&str>) -> Answer {
+        Answer {
+            name: name.to_owned(),
+            value: value.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn what_was_asked_is_told_and_what_is_absent_too() {
+        let setup = Setup {
+            programs: vec![
+                answer("nft", Some("nftables v1.0.6 (Lester Gooch #5)")),
+                answer("xdp-filter", None),
+            ],
+            sysctls: vec![
+                answer("net.core.somaxconn", Some("4096")),
+                answer("net.ipv4.tcp_syncookies", None),
+            ],
+            offloads: vec![answer("GRO", Some("off")), answer("TSO", Some("on"))],
+            ..Setup::here().unwrap()
+        };
+        let text = setup.report().text;
+        let (_, lines) = text.split_once("- peers and tools: ").unwrap();
+        assert_eq!(
+            lines,
+            "nftables v1.0.6 (Lester Gooch #5); xdp-filter absent\n\
+             - sysctls of a new namespace, where a benchmark does not say otherwise: \
+             net.core.somaxconn 4096, net.ipv4.tcp_syncookies unknown\n\
+             - offloads of the veth pair: GRO off, TSO on\n"
+        );
+    }
+
+    #[test]
+    fn a_setup_that_asked_nothing_is_read() {
+        let mut json = serde_json::to_value(Setup::here().unwrap()).unwrap();
+        for name in ["programs", "sysctls", "offloads"] {
+            assert!(json.as_object_mut().unwrap().remove(name).is_some());
+        }
+        let setup: Setup = serde_json::from_value(json).unwrap();
+        assert!(setup.programs.is_empty() && setup.sysctls.is_empty());
+        assert!(setup.offloads.is_empty());
     }
 }

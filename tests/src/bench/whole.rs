@@ -54,7 +54,7 @@ pub struct ReportOptions {
 /// Measures everything, and makes the tables and plots. A benchmark is a process of its own, so
 /// none has to do with what another left in memory.
 pub fn all(options: &Options) -> Result<()> {
-    let setup = Setup::here()?;
+    let setup = Setup::here()?.asked()?;
     let folder = options.runs.join(setup.day());
     record::save(&folder, &setup)?;
     let lab = exe::lab()?;

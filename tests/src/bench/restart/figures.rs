@@ -73,7 +73,11 @@ pub struct Restart {
     /// By how much the longest latency exceeds the outage; none where a request was lost.
     pub beyond_ms: Option<f64>,
     /// How much later requests were answered than they could be at the best, which is when they were
-    /// due, or when the backend was back: the 99th percentile of those that were due meanwhile.
+    /// due, or when the backend was back: the median of those that were due meanwhile. None also in
+    /// older figures.
+    #[serde(default)]
+    pub added_p50_ms: Option<f64>,
+    /// The same, and their 99th percentile.
     pub added_p99_ms: Option<f64>,
     /// The same, and the longest of all requests.
     pub added_max_ms: Option<f64>,
@@ -128,6 +132,7 @@ impl Restart {
                 max_ms: summary.max.map(ms),
             },
             beyond_ms: summary.added().map(ms),
+            added_p50_ms: percentile(&added, 50).map(ms),
             added_p99_ms: percentile(&added, 99).map(ms),
             added_max_ms: longest.map(ms),
             source_kept: seen.source == CLIENT_V4,
@@ -152,5 +157,89 @@ impl Raw for Figures {
 
     fn report(&self) -> Report {
         report::report(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::rig::find;
+    use super::*;
+    use crate::listener::Gap;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A backend away from 1 s to 2 s; a request before, one after, and a hundred meanwhile, of which
+    /// number `i` is answered `i` ms after the backend is back.
+    fn seen() -> Seen {
+        let begin = Instant::now();
+        let ok = |at, latency| Request {
+            at,
+            latency,
+            outcome: Outcome::Ok,
+        };
+        let meanwhile = (1..=100).map(|i| ok(MS * (1_000 + i), MS * 1_000));
+        let requests = [ok(MS * 500, MS * 7)].into_iter().chain(meanwhile);
+        Seen {
+            requests: requests.chain([ok(MS * 2_500, MS * 150)]).collect(),
+            begin,
+            gap: Gap {
+                from: begin + MS * 1_000,
+                to: begin + MS * 2_000,
+            },
+            source: CLIENT_V4.into(),
+            kept: None,
+            remark: None,
+        }
+    }
+
+    fn restart(seen: &Seen) -> Restart {
+        let case = Case {
+            rate: 100,
+            outage: MS * 1_000,
+        };
+        Restart::new(find("nothing").unwrap(), case, 0, seen)
+    }
+
+    #[test]
+    fn what_is_added_is_counted_from_when_the_backend_is_back() {
+        let restart = restart(&seen());
+        assert_eq!((restart.requests, restart.due_meanwhile), (102, 100));
+        assert_eq!(restart.added_p50_ms, Some(50.0));
+        assert_eq!(restart.added_p99_ms, Some(99.0));
+        // Of all requests: the longest came when the backend was back already.
+        assert_eq!(restart.added_max_ms, Some(150.0));
+        assert_eq!(restart.latency.p50_ms, Some(1_000.0));
+    }
+
+    #[test]
+    fn a_lost_request_adds_nothing() {
+        let mut seen = seen();
+        for request in &mut seen.requests[1..=50] {
+            request.outcome = Outcome::Refused;
+        }
+        let half = restart(&seen);
+        assert_eq!((half.lost(), half.added_p50_ms), (50, Some(75.0)));
+        for request in &mut seen.requests[51..=100] {
+            request.outcome = Outcome::Refused;
+        }
+        let none = restart(&seen);
+        assert_eq!((none.added_p50_ms, none.added_p99_ms), (None, None));
+        assert_eq!(none.added_max_ms, Some(150.0));
+    }
+
+    #[test]
+    fn figures_without_the_added_median_are_read() {
+        let restart = restart(&seen());
+        let mut json = serde_json::to_value(&restart).unwrap();
+        assert_eq!(json["added_p50_ms"], 50.0);
+        json.as_object_mut().unwrap().remove("added_p50_ms");
+        let read: Restart = serde_json::from_value(json).unwrap();
+        let older = Restart {
+            added_p50_ms: None,
+            ..restart
+        };
+        assert_eq!(read, older);
     }
 }

@@ -24,6 +24,11 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Open files of a process that are not connections.
 pub const OTHER_FILES: u64 = 500;
 
+/// What bounds how many connections may wait for the backend, on the server.
+pub const QUEUES: [&str; 2] = ["net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"];
+/// How many they may be.
+pub const QUEUE: usize = 65_535;
+
 /// A load, and a restart under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
@@ -65,8 +70,8 @@ pub struct Seen {
 /// Restarts the backend by this way, under load.
 pub fn run(rig: &Rig, case: Case) -> Result<Seen> {
     let topology = Topology::new()?;
-    for name in ["net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"] {
-        topology.sysctl(Side::Server, name, "65535")?;
+    for name in QUEUES {
+        topology.sysctl(Side::Server, name, &QUEUE.to_string())?;
     }
     let mut way = (rig.set_up)(&topology).with_context(|| format!("set up {}", rig.title))?;
     let target = way.target();

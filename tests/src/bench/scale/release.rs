@@ -37,8 +37,8 @@ pub struct Release {
 const LIMIT: Duration = Duration::from_secs(60);
 /// Room beyond a quarter more than is held: what one network may take depends on what is free.
 const SPARE: usize = 64;
-/// The listener's backlog.
-const BACKLOG: i32 = 131_072;
+/// The listener's backlog, and what the server's sysctls allow.
+pub(super) const BACKLOG: i32 = 131_072;
 
 /// Measures each number in turn, round after round.
 pub fn measure(options: &Options) -> Result<Vec<Release>> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::release::BACKLOG;
 use super::{Release, Scale, Toggle, Verdict};
 use crate::bench::record::{Raw, Report, against};
 use crate::bench::spread::Spread;
@@ -141,11 +142,14 @@ impl Scale {
     }
 
     fn releases_table(&self) -> String {
-        let mut text = String::from(
+        let mut text = format!(
             "\n### Release\n\nReal clients over veth, each from a /24 of its own, ms: median (least to \
-             most). Clients, gate and listener share the machine's processors.\n\n| held | `gate open` \
+             most). Clients, gate and listener share the machine's processors. On the server \
+             `net.core.somaxconn` and `net.ipv4.tcp_max_syn_backlog` are {}, and \
+             `net.ipv4.tcp_syncookies` is 0.\n\n| held | `gate open` \
              | start to first handshake | first to last handshake | µs for each |\n\
              |--:|---|---|---|--:|\n",
+            grouped(BACKLOG as usize),
         );
         for release in &self.releases {
             let each = Spread::of(&release.handshakes_ms).median * 1e3 / release.held as f64;
