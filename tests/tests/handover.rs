@@ -168,6 +168,32 @@ fn all_listeners_of_a_group_share_the_load() {
 }
 
 #[test]
+fn who_joins_a_group_later_is_known_by_the_next_handover() {
+    let topology = Topology::new().unwrap();
+    let _a = serve(&topology, "a", &[ENDPOINT]);
+    let b = serve_with(&topology, "b", &[TO], true);
+    let hand_over = ["handover", ENDPOINT, "--to", TO];
+    gate(&topology, &hand_over);
+    let _c = serve_with(&topology, "c", &[TO], true);
+    let target = server_v4(PORT);
+    wait_until("it has its share", || {
+        ask(&topology, Side::Client, target) == "c"
+    });
+    gate(&topology, &hand_over);
+    b.signal(Signal::SIGKILL).unwrap();
+    b.wait(LIMIT).unwrap();
+    for _ in 0..20 {
+        assert_eq!(ask(&topology, Side::Client, target), "c");
+    }
+    let drain = ["drain", "--backend", TO, "--timeout", "200ms"];
+    let connect = || Ok(TcpStream::connect(target)?);
+    let _kept = topology.run(Side::Client, connect).unwrap();
+    let remaining = topology.gate(drain).unwrap();
+    assert_eq!(remaining.code(), 3, "{remaining}");
+    assert_complaint(&remaining, &["1 connection", TO]);
+}
+
+#[test]
 fn a_process_can_be_named_instead_of_its_address() {
     let topology = Topology::new().unwrap();
     let _a = serve(&topology, "a", &[ENDPOINT]);
