@@ -19,7 +19,7 @@ use crate::tables::Tables;
 
 mod watch;
 
-pub use watch::{End, Event, Watcher, watch};
+pub use watch::{End, Event, Watch, Watcher};
 
 /// The lease of a gate that is guarded no more, while what it holds is released.
 const RELEASE: Duration = Duration::from_secs(15);

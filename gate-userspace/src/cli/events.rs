@@ -57,23 +57,23 @@ enum Stream {
 async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
     let daemon = Client::new(socket);
     let mut signals = Signals::new()?;
-    let mut from = match reach(&daemon, socket).await {
-        Ok(lines) => {
-            crate::complain("following the events of the daemon");
-            Stream::Daemon(lines)
-        }
+    let (mut from, following) = match reach(&daemon, socket).await {
+        Ok(lines) => (Stream::Daemon(lines), "the events of the daemon".to_owned()),
         Err(error) => {
             // What is live is for root to see.
             rights::check()?;
             let more = "health and configuration are known to the daemon only";
-            crate::complain(&format!("following what is live: {}; {more}", why(&error)));
-            Stream::Own
+            let what = format!("what is live: {}; {more}", why(&error));
+            (Stream::Own, what)
         }
     };
     let mut own = match rights::missing()?.is_empty() {
         true => Some((Source::new(&Pins::here()?), Observer::new())),
         false => None,
     };
+    // The first look is how things are: what comes after the line is told.
+    look(&mut own)?;
+    crate::complain(&format!("following {following}"));
     let mut tried = Instant::now();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

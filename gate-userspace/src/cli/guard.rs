@@ -70,6 +70,7 @@ fn watch(pins: &Pins, args: &Guard, json: bool) -> anyhow::Result<Answer> {
         // From here on a signal ends the watching and nothing else.
         let mut signals = Signals::new()?;
         let guarded = guard::guard(pins, &args.targets, args.lease)?;
+        let watch = guard::Watch::new(pins, &guarded.gates);
         let (text, fields) = told(&guarded, args.lease);
         print(&match json {
             true => report::answer(fields) + "\n",
@@ -84,7 +85,7 @@ fn watch(pins: &Pins, args: &Guard, json: bool) -> anyhow::Result<Answer> {
                 let _unseen = writeln!(std::io::stderr(), "gate: {}", report::guard_event(event));
             }
         };
-        let end = guard::watch(pins, &guarded.gates, &mut signals, &mut tell).await?;
+        let end = watch?.run(&mut signals, &mut tell).await?;
         Ok(Answer::done(
             report::watched(&guarded, end),
             report::watched_json(&guarded, end),

@@ -132,34 +132,48 @@ pub struct Watcher {
     looked: Instant,
 }
 
-/// Watches until a signal comes, or none of the gates is guarded any more.
-///
-/// # Errors
-/// Those of the maps and of the injection.
-pub async fn watch(
-    pins: &Pins,
-    gates: &[Gate],
-    signals: &mut Signals,
-    tell: &mut dyn FnMut(&Event),
-) -> Result<End> {
-    let ids = gates.iter().map(|gate| gate.id).collect();
-    // A host without cgroups of version 2 is polled.
-    let mut listens = Listens::open().ok();
-    let mut watcher = Watcher::new(pins, &pins.lock()?, Watched::These(ids), listens.is_some())?;
-    loop {
-        let pause = match watcher.look(tell) {
-            Ok(Some(pause)) => pause,
-            // By `gate guard --off`, or by `gate down`.
-            Ok(None) | Err(Error::NotUp) => return Ok(End::Unguarded),
-            Err(error) => return Err(error),
-        };
-        tokio::select! {
-            biased;
-            signal = signals.next() => return Ok(End::Signal(signal)),
-            ports = listens::next(&mut listens) => {
-                watcher.tell(&ports?);
+/// A watch over some guarded gates.
+pub struct Watch {
+    watcher: Watcher,
+    listens: Option<Listens>,
+}
+
+impl Watch {
+    /// Begins it: from here on the kernel tells of sockets that listen, where it can.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`], [`Error::Locked`], and those of loading what injects.
+    pub fn new(pins: &Pins, gates: &[Gate]) -> Result<Self> {
+        let ids = gates.iter().map(|gate| gate.id).collect();
+        // A host without cgroups of version 2 is polled.
+        let listens = Listens::open().ok();
+        let told = listens.is_some();
+        Ok(Self {
+            watcher: Watcher::new(pins, &pins.lock()?, Watched::These(ids), told)?,
+            listens,
+        })
+    }
+
+    /// Goes on until a signal comes, or none of the gates is guarded any more.
+    ///
+    /// # Errors
+    /// Those of the maps and of the injection.
+    pub async fn run(mut self, signals: &mut Signals, tell: &mut dyn FnMut(&Event)) -> Result<End> {
+        loop {
+            let pause = match self.watcher.look(tell) {
+                Ok(Some(pause)) => pause,
+                // By `gate guard --off`, or by `gate down`.
+                Ok(None) | Err(Error::NotUp) => return Ok(End::Unguarded),
+                Err(error) => return Err(error),
+            };
+            tokio::select! {
+                biased;
+                signal = signals.next() => return Ok(End::Signal(signal)),
+                ports = listens::next(&mut self.listens) => {
+                    self.watcher.tell(&ports?);
+                }
+                () = sleep(pause) => {}
             }
-            () = sleep(pause) => {}
         }
     }
 }

@@ -41,7 +41,11 @@ fn checker(spec: &Spec) -> Checker {
 async fn http(answer: Option<&'static [u8]>) -> Result<(), CheckFailure> {
     let address = serve(answer).await;
     let check = format!("http://{address}/healthz");
-    let checker = checker(&spec(&check, Duration::from_millis(200)));
+    let timeout = match answer {
+        Some(_) => Duration::from_secs(5),
+        None => Duration::from_millis(200),
+    };
+    let checker = checker(&spec(&check, timeout));
     // Often enough to meet any order in which answer and close can arrive.
     for _ in 0..50 {
         checker.run().await?;

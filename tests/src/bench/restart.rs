@@ -41,8 +41,8 @@ pub struct Options {
     /// How long the backend is away; can be given more than once
     #[arg(long, default_values = ["300ms", "2s", "10s"], value_parser = parse_duration)]
     pub outage: Vec<Duration>,
-    /// Restarts by each way for each rate and outage [default: 3; of the two that are set
-    /// against each other 9, and 5 where it takes long]
+    /// Restarts by each way for each rate and outage [default: 3, and 1 where it takes
+    /// long; 9 and 5 of the two that are set against each other]
     #[arg(long)]
     pub rounds: Option<u32>,
     /// Where the figures go
@@ -55,7 +55,7 @@ const TRIAL: Case = Case {
     rate: 50,
     outage: Duration::from_millis(300),
 };
-/// From this outage on there are fewer rounds of the two.
+/// From this outage on there are fewer rounds.
 const LONG: Duration = Duration::from_secs(5);
 
 impl Options {
@@ -64,7 +64,8 @@ impl Options {
         let usual = match (is_one_of_two, outage < LONG) {
             (true, true) => 9,
             (true, false) => 5,
-            (false, _) => 3,
+            (false, true) => 3,
+            (false, false) => 1,
         };
         self.rounds.unwrap_or(usual)
     }
