@@ -126,7 +126,10 @@ async fn run(options: &Options) -> Result<()> {
         acceptors.spawn(accept(listener, Arc::clone(&service), stopping.clone()));
     }
     if let Some(path) = &options.pid_file {
-        std::fs::write(path, std::process::id().to_string())
+        // Renamed, so that whoever finds it finds all of it.
+        let whole = path.with_extension("new");
+        std::fs::write(&whole, std::process::id().to_string())
+            .and_then(|()| std::fs::rename(&whole, path))
             .with_context(|| format!("write {}", path.display()))?;
     }
     terminate.recv().await;

@@ -36,6 +36,9 @@ pub struct Options {
 pub fn bounce(options: &Options) -> Result<()> {
     let backend = parse(&options.backend)?;
     let old = read_pid(&options.pid_file)?;
+    // So that the next restart finds none before the new one has written its own.
+    std::fs::remove_file(&options.pid_file)
+        .with_context(|| format!("remove {}", options.pid_file.display()))?;
     kill(old, Signal::SIGTERM).with_context(|| format!("send SIGTERM to process {old}"))?;
     let mut closed = Instant::now();
     for &address in &backend.listen {
@@ -58,7 +61,12 @@ fn parse(args: &[OsString]) -> Result<backend::Options> {
     backend::Options::from_arg_matches(&matches).context("read the backend's arguments")
 }
 
+/// Waits for the file: a backend listens before it writes it.
 fn read_pid(path: &Path) -> Result<Pid> {
+    let late = Instant::now() + LIMIT;
+    while !path.exists() && Instant::now() < late {
+        sleep(Duration::from_millis(1));
+    }
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let pid = text
         .trim()

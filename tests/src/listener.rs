@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use gate_userspace::sockets;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -90,6 +91,22 @@ pub fn wait_until(address: SocketAddr, there: bool, limit: Duration) -> Result<I
         sleep(SAMPLE);
     }
     Ok(Instant::now())
+}
+
+/// Waits in the calling thread's network namespace until a socket of this address listens, whoever gets
+/// its connections: [`wait_until`] asks as the kernel would look it up, and sees another's where a gate is
+/// handed over.
+pub fn wait_until_own(address: SocketAddr, limit: Duration) -> Result<()> {
+    let endpoint = address.to_string().parse()?;
+    let late = Instant::now() + limit;
+    while sockets::listeners(endpoint).context("ask sock_diag")? == 0 {
+        ensure!(
+            Instant::now() < late,
+            "no listener on {address} after {limit:?}"
+        );
+        sleep(SAMPLE);
+    }
+    Ok(())
 }
 
 /// Waits until nothing listens on the address, and then until that has lasted for `outage`.

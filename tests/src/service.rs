@@ -59,6 +59,14 @@ impl Service {
         &self.first
     }
 
+    /// The process id of the backend that runs now, as soon as it has written it.
+    pub fn pid(&self, topology: &Topology) -> Result<u32> {
+        topology.run(Side::Server, || {
+            wait_for(&self.pid_file)?;
+            Ok(std::fs::read_to_string(&self.pid_file)?.trim().parse()?)
+        })
+    }
+
     /// The command that restarts it so that nothing listens for `outage`, from the old listener's
     /// closing to the new one's start. To be run in the server namespace.
     pub fn restart_command(&self, outage: Duration) -> Result<Vec<OsString>> {

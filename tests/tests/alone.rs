@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, assert_refusal, count, gate, listen,
-    refused, shell, snapshot, wait_until, wait_until_counted, wait_until_held,
+    Clients, ENDPOINT, LIMIT, MS, PORT, UNTIL_LET_GO, assert_refusal, count, gate, listen, refused,
+    shell, snapshot, wait_until, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::backend::Options;
@@ -137,16 +137,20 @@ fn clients_of_this_host_and_of_others_are_held_and_the_own_check_is_not() {
 fn a_backend_on_another_host_is_gated_where_its_connections_leave() {
     let topology = Topology::new().unwrap();
     let service = Service::start(&topology, Options::new(TARGET)).unwrap();
-    let restart = start(&topology, Side::Client, ENDPOINT, &["sleep", "0.5"]);
+    let command = ["sh", "-c", UNTIL_LET_GO];
+    let restart = start(&topology, Side::Client, ENDPOINT, &command);
     let hooks = hooks(&topology, Side::Client);
     assert_eq!(hooks, [format!("{INTERFACE} tc-egress")]);
     let clients = Clients::start(&topology, TARGET, 5, None);
     wait_until("all are held", || {
         held(&topology, Side::Client, ENDPOINT) == Some(5)
     });
+    shell(&topology, Side::Client, "touch /run/go");
     let output = restart.wait(LIMIT).unwrap();
     assert_eq!(output.code(), 0, "{output}");
-    assert!(clients.finish_connected() < BEFORE_RETRANSMISSION);
+    let released = "5 connections held, now released";
+    assert!(output.stdout.contains(released), "{output}");
+    clients.finish_connected();
     assert!(status(&topology, Side::Client).is_none());
     drop(service);
 }

@@ -13,9 +13,9 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, attached, connect_once, count,
-    exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode, refused, restart,
-    shell, snapshot, start_gate, status, tc_state, try_by_filters, up, wait_until,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, ROOT, attached, close, connect_once,
+    count, exists, find_gate, gate, gate_by_filters, gate_status, json, listen, mode, refused,
+    restart, shell, snapshot, start_gate, status, tc_state, try_by_filters, up, wait_until,
     wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
@@ -154,8 +154,10 @@ fn a_configured_guard_holds_and_an_open_mode_releases() {
     let _listener = listen(&topology, server_v4(PORT));
     let output = apply(&topology, WEB);
     assert!(output.stdout.contains("- guard web no more"), "{output}");
-    client.finish_connected();
-    assert_eq!(count(&topology, "web", Counter::Released), 1);
+    let took = client.finish_connected();
+    // On a busy machine its client may have sent it again in between.
+    let released = count(&topology, "web", Counter::Released);
+    assert!(released == 1 || took > BEFORE_RETRANSMISSION, "{took:?}");
     assert!(gate_status(&topology, "web").guard.is_none());
     assert_eq!(mode(&topology, "web"), "open");
     // The name does what it did by hand.
@@ -685,7 +687,7 @@ fn a_guarded_gate_of_the_configuration_survives_a_restart() {
         0,
         "the endpoint belongs to the gate: {output}"
     );
-    drop(listener);
+    close(&topology, listener);
     let client = Clients::one(&topology, server_v4(PORT));
     wait_until_counted(&topology, "web", Counter::Held, 1);
     let _listener = listen(&topology, server_v4(PORT));

@@ -95,10 +95,15 @@ fn traffic_gets_through_with_a_gate_and_without() {
 
 #[test]
 fn nginx_behind_a_proxy_is_restarted_over_loopback_and_no_client_sees_it() {
-    let summary = once_over(Path::Loopback, MS * 300, 200).unwrap().summary;
-    assert!(summary.requests > 400, "{summary:?}");
-    assert_eq!(summary.lost(), 0, "{}", summary.errors_in_words());
-    assert!(summary.outage >= MS * 250, "{summary:?}");
-    // Half of a retransmission's second, which is what tells the mechanisms apart.
-    assert!(summary.added().unwrap() < MS * 500, "{summary:?}");
+    // Half of a retransmission's second is what tells the mechanisms apart: with retransmissions it
+    // takes more each time, with a busy machine now and then.
+    let is_soon = (0..3).any(|_| {
+        let summary = once_over(Path::Loopback, MS * 300, 200).unwrap().summary;
+        assert!(summary.requests > 400, "{summary:?}");
+        assert_eq!(summary.lost(), 0, "{}", summary.errors_in_words());
+        assert!(summary.outage >= MS * 250, "{summary:?}");
+        println!("{summary:?}");
+        summary.added().unwrap() < MS * 500
+    });
+    assert!(is_soon);
 }

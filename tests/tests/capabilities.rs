@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, Dial, ENDPOINT, Ended, LIMIT, PORT, assert_refusal, dial, gate,
-    listen_at, shell, wait_until_held,
+    Clients, Dial, ENDPOINT, Ended, LIMIT, PORT, assert_refusal, dial, gate, listen_at, shell,
+    wait_until_held,
 };
 use gate_tests::backend::Options;
 use gate_tests::exe;
@@ -95,8 +95,8 @@ fn with_the_units_capabilities_gate_does_all_its_work() {
         wait_until_held(&topology, "web", 1);
         wait_until_held(&topology, local, 1);
         done(&topology, &["open", "web", local]);
-        for client in clients {
-            assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+        for (client, endpoint) in clients.into_iter().zip(["web", local]) {
+            client.finish_released(&topology, endpoint);
         }
         done(&topology, &["guard", "web"]);
         done(&topology, &["guard", "web", "--off"]);

@@ -33,8 +33,6 @@ impl Following {
             assert!(!process.has_ended().unwrap(), "{:?}", process.stderr());
             process.stderr().unwrap().contains("following")
         });
-        // The first look is how things are.
-        std::thread::sleep(events::INTERVAL * 3);
         Self(process)
     }
 
@@ -147,7 +145,8 @@ fn definitions_guards_and_missing_listeners_are_told() {
     else {
         panic!("{told:?}");
     };
-    assert_eq!(*released, 3);
+    // Those of the look that found it; the others may come right after.
+    assert!((1..=3).contains(released), "{released}");
     assert!(*after > MS * 50 && *after < LIMIT, "{after:?}");
     assert_eq!(told[4], of("web", What::Unguarded));
     assert_eq!(told[5], of("web", What::Forgotten));
@@ -279,7 +278,6 @@ fn people_read_lines() {
     wait_until("it follows", || {
         process.stderr().unwrap().contains("following")
     });
-    std::thread::sleep(events::INTERVAL * 3);
     gate(&topology, &["hold", ENDPOINT, "--for", "20s"]);
     wait_until("it is told", || process.stdout().unwrap().ends_with('\n'));
     let line = process.stdout().unwrap();

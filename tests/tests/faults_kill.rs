@@ -158,12 +158,11 @@ const STOPPED: Duration = Duration::from_millis(700);
 
 #[test]
 fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
-    let restart = ["restart", ENDPOINT, "--max-hold", "500ms", "--", "true"];
-    let calls = Calls::changing(
-        "restart, stopped",
-        &seen_to_its_end(&served().0, &restart),
-        8,
-    );
+    let restart = |lease| ["restart", ENDPOINT, "--max-hold", lease, "--", "true"];
+    // Traced, it is slow.
+    let seen = seen_to_its_end(&served().0, &restart("20s"));
+    let restart = restart("500ms");
+    let calls = Calls::changing("restart, stopped", &seen, 8);
     side_by_side(|| {
         let (topology, _service) = served();
         let before = snapshot(&topology);
@@ -196,15 +195,15 @@ fn a_restart_stopped_past_its_lease_at_any_change_keeps_nothing_closed() {
 
 #[test]
 fn an_opening_stopped_past_the_lease_at_any_change_keeps_nothing_closed() {
-    let lease = MS * 500;
+    let lease = MS * 1_500;
     // Long enough for the lease to end, and for a client to connect, while it is stopped.
-    let stopped = MS * 1_200;
+    let stopped = MS * 2_500;
     let calls = Calls::changing("open, stopped", &opening_seen_to_its_end(), 8);
     side_by_side(|| {
         let (topology, _service) = up_with_service();
         let load = load(&topology);
         for (_, call) in calls.rounds() {
-            close(&topology, "500ms");
+            close(&topology, "1500ms");
             let fate = Fate {
                 pause: Some(stopped),
                 ..Fate::killed_at(call.number)

@@ -6,9 +6,10 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    CONFIG, ENDPOINT, LIMIT, MS, TARGET, assert_complaint, assert_documented, assert_none_lost,
-    exists, find_gate, gate, held_client, mode, restart_daemon, running, shell, snapshot,
-    spawn_daemon, start_restart, stop_daemon, up_with_service, wait_until, with_gate, write,
+    CONFIG, ENDPOINT, LIMIT, MS, TARGET, UNTIL_LET_GO, assert_complaint, assert_documented,
+    assert_none_lost, exists, find_gate, gate, held_client, let_go, mode, restart_daemon, running,
+    shell, snapshot, spawn_daemon, start_restart, stop_daemon, up_with_service, wait_until,
+    with_gate, write,
 };
 use gate_tests::extent::Extent;
 use gate_tests::load::Load;
@@ -81,11 +82,12 @@ fn a_restarted_command_that_is_killed_opens_the_gate() {
 #[test]
 fn a_backend_that_is_stopped_while_its_gate_opens_keeps_nothing_closed_past_the_lease() {
     let (topology, service) = up_with_service();
-    let check = ["--max-hold", "1s", "--check", "http://10.0.0.5:8080/"];
-    let restart = start_restart(&topology, &check, &["sleep", "0.3"]);
+    let check = ["--max-hold", "2s", "--check", "http://10.0.0.5:8080/"];
+    let restart = start_restart(&topology, &check, &["sh", "-c", UNTIL_LET_GO]);
     service.process().signal(Signal::SIGSTOP).unwrap();
     let client = held_client(&topology, ENDPOINT, TARGET);
-    assert_lease_opens(&topology, MS * 1_000);
+    let_go(&topology);
+    assert_lease_opens(&topology, MS * 2_000);
     assert_documented(&restart.wait(LIMIT).unwrap());
     service.process().signal(Signal::SIGCONT).unwrap();
     client.finish_connected();

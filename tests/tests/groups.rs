@@ -5,8 +5,8 @@ mod common;
 use std::net::{SocketAddr, TcpListener};
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, LIMIT, PORT, ROOT, assert_complaint, connect_once, count,
-    exists, find_gate, gate, gate_status, listen, mode, refused, shell, status, up,
+    BEFORE_RETRANSMISSION, Clients, LIMIT, PORT, ROOT, assert_complaint, close, connect_once,
+    count, exists, find_gate, gate, gate_status, listen, mode, refused, shell, status, up,
     wait_until_held,
 };
 use gate_common::abi::Counter;
@@ -117,9 +117,11 @@ fn a_restart_by_name_waits_for_all_endpoints() {
     assert_eq!(fields["outcome"], "healthy", "{fields}");
     assert_eq!(fields["gates"], serde_json::json!(["web"]));
     assert_eq!(fields["endpoints"], serde_json::json!([V4, OTHER, V6]));
-    drop(listeners);
+    for listener in listeners {
+        close(&topology, listener);
+    }
     let output = topology
-        .gate(["restart", "web", "--max-hold", "300ms", "--", "true"])
+        .gate(["restart", "web", "--max-hold", "2s", "--", "true"])
         .unwrap();
     assert_eq!(output.code(), 124, "{output}");
     assert_complaint(&output, &["nothing listens"]);

@@ -8,11 +8,12 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{
-    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, assert_refusal, dial, exists, gate, listen_at,
-    refused, shell, snapshot, wait_until, wait_until_held, with_gate,
+    BEFORE_RETRANSMISSION, Dial, Ended, LIMIT, MS, assert_refusal, close_at, dial, exists, gate,
+    listen_at, refused, shell, snapshot, wait_until, wait_until_held, with_gate,
 };
 use gate_tests::exe;
 use gate_tests::require::{Feature, has};
@@ -59,15 +60,23 @@ impl Backend {
 
     /// That one more connection comes, and no other has.
     #[track_caller]
-    fn gets_one(&self) {
-        // The last part of its handshake may be under way still.
-        wait_until("the connection is there", || match self.taken().len() {
-            0 => false,
-            count => {
-                assert_eq!(count, 1);
-                true
+    fn gets_one(&self) -> TcpStream {
+        let late = Instant::now() + LIMIT;
+        loop {
+            // The last part of its handshake may be under way still.
+            let mut taken = self.taken();
+            assert!(taken.len() < 2, "{taken:?}");
+            if let Some(one) = taken.pop() {
+                return one;
             }
-        });
+            assert!(Instant::now() < late, "no connection");
+            sleep(MS);
+        }
+    }
+
+    /// Ends it, and waits until nobody has its socket any more.
+    fn close(self, topology: &Topology, side: Side) {
+        close_at(topology, side, self.0);
     }
 }
 
@@ -132,11 +141,11 @@ fn new_connections_go_to_the_backend_and_their_process_believes_that_it_got_what
     }
     let proxy = Proxy::new();
     let kept = proxy.connect(A);
-    let at_a = proxy.a.taken().pop().unwrap();
+    let at_a = proxy.a.gets_one();
     proxy.hand_over(&["--to", B]);
     let stream = proxy.connect(A);
     assert_eq!(stream.peer_addr().unwrap(), at(A));
-    let at_b = proxy.b.taken().pop().unwrap();
+    let at_b = proxy.b.gets_one();
     assert_eq!(at_b.peer_addr().unwrap(), stream.local_addr().unwrap());
     // What was established before goes on where it is, and what was asked for by its own name is
     // told by that.
@@ -270,7 +279,7 @@ fn a_socket_that_is_used_again_is_told_of_its_own_connection() {
         return;
     }
     let Proxy { topology, a, b } = Proxy::handed();
-    drop(b);
+    b.close(&topology, Side::Client);
     let socket = topology
         .run(Side::Server, || {
             Ok(Socket::new(Domain::IPV4, Type::STREAM, None)?)
@@ -298,7 +307,7 @@ fn a_backend_of_this_host_that_is_gone_leaves_the_endpoint_its_own() {
         let local = Backend::new(&proxy.topology, Side::Server, loopback);
         proxy.hand_over(&["--to", loopback]);
         proxy.goes_to(&local);
-        drop(local);
+        local.close(&proxy.topology, Side::Server);
         proxy.goes_to(&proxy.a);
         // And back, once it is there again.
         let local = Backend::new(&proxy.topology, Side::Server, loopback);
@@ -391,13 +400,13 @@ fn a_restart_checks_the_gates_own_backend() {
         "--check",
         &check,
         "--max-hold",
-        "500ms",
+        "2s",
         "--",
         "true",
     ];
     let output = proxy.topology.gate(restart).unwrap();
     assert_eq!(output.code(), 124, "{output}");
-    proxy.a.gets_one();
+    assert!(!proxy.a.taken().is_empty());
     assert!(proxy.b.taken().is_empty());
     proxy.goes_to(&proxy.b);
 }
@@ -435,7 +444,7 @@ impl Drop for Group {
         // Only a process that is still in it keeps it.
         let late = Instant::now() + LIMIT;
         while self.0.exists() && fs::remove_dir(&self.0).is_err() && Instant::now() < late {
-            std::thread::sleep(Duration::from_millis(5));
+            sleep(Duration::from_millis(5));
         }
     }
 }

@@ -5,7 +5,8 @@ mod common;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{BEFORE_RETRANSMISSION, gate, tcp_counters};
+use common::{count, gate, tcp_counters};
+use gate_common::abi::Counter;
 use gate_tests::bench::handover::Options;
 use gate_tests::bench::handover::endurance::{Endured, endure};
 use gate_tests::bench::handover::pair::{Backend, Kind, Which};
@@ -109,7 +110,7 @@ fn a_backend_that_dies_takes_only_its_own_connections_along() {
     }
     assert!(talks.iter().any(|talk| talk.outcome != Outcome::Ok));
     let later: Vec<&Talk> = talks.iter().filter(|talk| talk.at > dead).collect();
-    assert!(later.len() > 100);
+    assert!(later.len() > 20);
     for talk in later {
         assert_eq!(
             (talk.outcome, &talk.by[..]),
@@ -140,9 +141,13 @@ fn what_is_held_under_load_is_all_at_the_new_backend_after_the_release() {
             false => &["a"][..],
         };
         assert_eq!(talk.by, by, "{talk:?}");
-        let first = talk.first.unwrap();
-        assert!(first < BEFORE_RETRANSMISSION, "{talk:?}");
     }
+    let sent_again = tcp_counters(&topology, Side::Client)["TCPSynRetrans"];
+    let held_again = count(&topology, GATE, Counter::Refreshed);
+    assert!(
+        sent_again <= held_again,
+        "{sent_again}, {held_again} of them held"
+    );
     let after = talks.iter().filter(|talk| talk.at > held).count();
     assert!(after > 100, "{after}");
 }

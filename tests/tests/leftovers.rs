@@ -131,11 +131,12 @@ fn what_processes_of_others_hold_or_see_pinned_is_theirs() {
 fn a_run_that_leaks_fails_and_the_leak_is_named() {
     let run = format!("leaks-{}", std::process::id());
     let note = std::env::temp_dir().join(&run);
-    let lab = |what: &str| {
+    let lab_with = |patience: &str, what: &str| {
         let mut command = Command::new(gate_tests::exe::lab().unwrap());
-        command.args(["left", "--patience", "300ms", "--run", &run, what]);
+        command.args(["left", "--patience", patience, "--run", &run, what]);
         command.arg(&note).output().unwrap()
     };
+    let lab = |what: &str| lab_with("300ms", what);
     let noted = lab("--note");
     assert!(noted.status.success(), "{noted:?}");
     let program = foreign::named("left_leak").unwrap();
@@ -150,7 +151,7 @@ fn a_run_that_leaks_fails_and_the_leak_is_named() {
     leaked.kill().unwrap();
     leaked.wait().unwrap();
     // Others on this machine may leak meanwhile, but not this.
-    let stderr = String::from_utf8(lab("--since").stderr).unwrap();
+    let stderr = String::from_utf8(lab_with("5s", "--since").stderr).unwrap();
     assert!(!stderr.contains("left_leak"), "{stderr}");
     fs::remove_file(note).unwrap();
 }

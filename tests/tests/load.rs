@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gate_tests::backend::Options;
 use gate_tests::listener::{self, Watch};
@@ -42,6 +42,7 @@ fn an_unannounced_restart_refuses_connections_for_as_long_as_it_lasts() {
         .unwrap();
     sleep(MS * 500);
     let words = service.restart_command(MS * 300).unwrap();
+    let restarted = Instant::now();
     topology
         .output(Side::Server, &mut command(&words), LIMIT)
         .unwrap()
@@ -51,29 +52,23 @@ fn an_unannounced_restart_refuses_connections_for_as_long_as_it_lasts() {
     let requests = load.finish().unwrap();
     let gaps = watch.finish().unwrap();
     assert_eq!(gaps.len(), 1, "{gaps:?}");
-    assert!(
-        gaps[0].length() >= MS * 299 && gaps[0].length() < MS * 600,
-        "{gaps:?}"
-    );
+    // Give or take what it took to notice its begin.
+    assert!((MS * 250..LIMIT).contains(&gaps[0].length()), "{gaps:?}");
     let lost: Vec<_> = requests
         .iter()
         .filter(|r| r.outcome != Outcome::Ok)
         .collect();
-    let expected = gaps[0].length().as_millis() / 5;
-    assert!(
-        lost.len().abs_diff(expected as usize) <= 10,
-        "{} lost, not {expected}",
-        lost.len()
-    );
+    assert!(lost.len() > 20, "{} lost", lost.len());
     assert!(
         lost.iter()
             .all(|r| matches!(r.outcome, Outcome::Refused | Outcome::Reset))
     );
-    // Each of them while nothing listened, give or take what it took to notice.
+    // Each of them while it was restarted: it ended after that had begun, and was due before a socket
+    // listened again.
     for request in lost {
-        let at = begin + request.at;
+        let due = begin + request.at;
         assert!(
-            at + MS * 20 > gaps[0].from && at < gaps[0].to + MS * 20,
+            due + request.latency >= restarted && due <= gaps[0].to,
             "{request:?} {gaps:?}"
         );
     }
@@ -89,13 +84,22 @@ fn latency_counts_from_when_a_request_was_due() {
     sleep(MS * 350);
     // Stopped for 400 ms: every request due meanwhile waits until the end of that.
     service.process().signal(Signal::SIGSTOP).unwrap();
+    let stopped = load.begin().elapsed();
     sleep(MS * 400);
+    let goes_on = load.begin().elapsed();
     service.process().signal(Signal::SIGCONT).unwrap();
     let requests = load.finish().unwrap();
-    let slow: Vec<_> = requests.iter().filter(|r| r.latency > MS * 100).collect();
-    assert!((25..=35).contains(&slow.len()), "{}", slow.len());
-    let longest = requests.iter().map(|r| r.latency).max().unwrap();
-    assert!(longest > MS * 370 && longest < MS * 600, "{longest:?}");
+    // The signal takes its time to come to each thread.
+    let due_meanwhile = stopped + MS * 50..goes_on;
+    let waited: Vec<_> = requests
+        .iter()
+        .filter(|r| due_meanwhile.contains(&r.at))
+        .collect();
+    assert!(waited.len() >= 30, "{}", waited.len());
+    assert!(
+        waited.iter().all(|r| r.at + r.latency >= goes_on),
+        "{waited:?}"
+    );
 }
 
 #[test]
@@ -111,10 +115,7 @@ fn a_request_that_never_ends_is_timed_out() {
     assert_eq!(requests.len(), 10);
     for request in requests {
         assert_eq!(request.outcome, Outcome::TimedOut);
-        assert!(
-            request.latency >= MS * 200 && request.latency < MS * 300,
-            "{request:?}"
-        );
+        assert!((MS * 200..LIMIT).contains(&request.latency), "{request:?}");
     }
 }
 

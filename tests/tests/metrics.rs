@@ -108,7 +108,7 @@ fn a_closed_gates_connections_are_counted() {
 fn what_passed_after_the_lease_is_in_no_hold_time() {
     let topology = up();
     let _listener = listen(&topology, server_v4(PORT));
-    gate(&topology, &["hold", ENDPOINT, "--for", "500ms"]);
+    gate(&topology, &["hold", ENDPOINT, "--for", "900ms"]);
     let client = held_client(&topology, ENDPOINT, server_v4(PORT));
     assert!(client.finish_connected() >= BEFORE_RETRANSMISSION);
     let text = metrics(&topology);

@@ -4,14 +4,14 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, count, gate, gate_status, mode,
-    shell, wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, UNTIL_LET_GO, close, count, gate,
+    gate_status, let_go, mode, shell, start_restart, wait_until, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::load::{Load, Outcome};
@@ -62,7 +62,11 @@ fn assert_not_retransmitted(topology: &Topology, endpoint: &str) {
     let released = counted(Counter::Released);
     // The last may come by when the gate is open already.
     let came_by = counted(Counter::Replayed) + counted(Counter::Passed);
-    assert_eq!(came_by, released);
+    // One whose client sends it again between its injection and the answer comes by twice.
+    assert!(
+        (released..=released + released / 100).contains(&came_by),
+        "{came_by} of {released}"
+    );
     assert_eq!(counted(Counter::Held), released);
     assert_eq!(counted(Counter::Expired), 0);
 }
@@ -83,23 +87,24 @@ fn listen(topology: &Topology, address: SocketAddr, backlog: i32) -> TcpListener
 /// Accepts at a listener until it is dropped, and keeps what it accepted.
 struct Acceptor {
     done: Arc<AtomicBool>,
-    accepted: Arc<AtomicUsize>,
+    /// Their peers, in order.
+    accepted: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
 impl Acceptor {
     /// With this pause after each connection.
     fn start(listener: TcpListener, pause: Duration) -> Self {
         let done = Arc::new(AtomicBool::new(false));
-        let accepted = Arc::new(AtomicUsize::new(0));
+        let accepted = Arc::new(Mutex::new(Vec::new()));
         let (is_done, counted) = (Arc::clone(&done), Arc::clone(&accepted));
         listener.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
             let mut streams = Vec::new();
             while !is_done.load(Ordering::SeqCst) {
                 match listener.accept() {
-                    Ok((stream, _)) => {
+                    Ok((stream, peer)) => {
                         streams.push(stream);
-                        counted.fetch_add(1, Ordering::SeqCst);
+                        counted.lock().unwrap().push(peer);
                         sleep(pause);
                     }
                     Err(_) => sleep(MS / 5),
@@ -110,7 +115,11 @@ impl Acceptor {
     }
 
     fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::SeqCst)
+        self.accepted.lock().unwrap().len()
+    }
+
+    fn peers(&self) -> Vec<SocketAddr> {
+        self.accepted.lock().unwrap().clone()
     }
 }
 
@@ -208,19 +217,22 @@ fn new_connections_queue_behind_the_held_ones() {
     let listener = listen(&topology, TARGET, 8);
     let open = topology.spawn_gate(["open", ENDPOINT]).unwrap();
     wait_until("half the backlog is taken", || first.connected() == 4);
-    let second = Clients::start(&topology, TARGET, 10, None);
+    let second = Clients::start(&topology, TARGET, 10, Some(20_000));
     wait_until("the new ones are held", || {
         gate_status(&topology, ENDPOINT).waiting.held == 46
     });
     assert_eq!((mode(&topology, ENDPOINT), second.connected()), ("hold", 0));
     let acceptor = Acceptor::start(listener, MS * 2);
-    wait_until("the held ones are through", || first.connected() == 40);
-    let ahead = second.connected();
-    assert!(ahead <= 8, "{ahead} of the new ones are through");
     second.finish_connected();
     open.wait(LIMIT).unwrap().ok().unwrap();
     assert_eq!(mode(&topology, ENDPOINT), "open");
     wait_until("all are accepted", || acceptor.accepted() == 50);
+    let is_new = |peer: &&SocketAddr| (20_000..20_010).contains(&peer.port());
+    let ahead = acceptor.peers()[..40].iter().filter(is_new).count();
+    assert!(
+        ahead <= 8,
+        "{ahead} of the new ones were accepted before the old ones"
+    );
     assert_no_overflows(&topology);
     first.finish_connected();
 }
@@ -321,7 +333,8 @@ fn a_gate_whose_listener_keeps_up_does_not_wait_for_another_gates() {
     fast.finish_connected();
     wait_until("the first is open", || mode(&topology, ENDPOINT) == "open");
     assert_eq!(mode(&topology, "10.0.0.5:81"), "hold");
-    assert_eq!(stuck.connected(), 2);
+    wait_until("the other's half is taken", || stuck.connected() == 2);
+    assert_eq!(gate_status(&topology, "10.0.0.5:81").waiting.held, 8);
     open.signal(Signal::SIGKILL).unwrap();
     open.wait(LIMIT).unwrap();
 }
@@ -436,14 +449,23 @@ fn a_listener_that_goes_and_comes_back_during_a_release_is_waited_for() {
     for _ in 0..20 {
         streams.push(listener.accept().unwrap().0);
     }
-    drop(listener);
+    // Stopped, it injects nothing between the last look at the queue and the close.
+    open.signal(Signal::SIGSTOP).unwrap();
+    sleep(MS * 50);
+    listener.set_nonblocking(true).unwrap();
+    while let Ok((stream, _)) = listener.accept() {
+        streams.push(stream);
+    }
+    close(&topology, listener);
+    open.signal(Signal::SIGCONT).unwrap();
+    let rest = COUNT - streams.len();
     sleep(MS * 500);
     assert!(!open.has_ended().unwrap());
-    assert_eq!(gate_status(&topology, ENDPOINT).waiting.held, COUNT - 20);
+    assert_eq!(gate_status(&topology, ENDPOINT).waiting.held, rest);
     let again = Acceptor::start(listen(&topology, TARGET, 64), Duration::ZERO);
     open.wait(LIMIT).unwrap().ok().unwrap();
     clients.finish_connected();
-    wait_until("all are accepted", || again.accepted() == COUNT - 20);
+    wait_until("all are accepted", || again.accepted() == rest);
     assert_no_overflows(&topology);
 }
 
@@ -576,17 +598,14 @@ fn a_load_that_the_listener_takes_does_not_keep_a_release() {
     let _acceptor = Acceptor::start(listen(&topology, TARGET, 128), Duration::ZERO);
     let load = Load {
         timeout: MS * 1_500,
-        ..Load::new(TARGET, 1_000, MS * 1_500)
+        ..Load::new(TARGET, 1_000, Duration::ZERO)
     };
-    let load = load.start(&topology).unwrap();
+    let load = load.start_endless(&topology, Side::Client).unwrap();
     wait_until("some are held", || {
         gate_status(&topology, ENDPOINT).waiting.held > 200
     });
+    // The load goes on until it is done.
     gate(&topology, &["open", ENDPOINT]);
-    assert!(
-        load.begin().elapsed() < MS * 1_500,
-        "the load was over first"
-    );
     assert_no_overflows(&topology);
     load.finish().unwrap();
 }
@@ -599,11 +618,11 @@ fn a_signal_during_the_release_of_a_restart_opens_at_once() {
         let topology = Topology::new().unwrap();
         gate(&topology, &["up", INTERFACE]);
         let _listener = listen(&topology, TARGET, 32);
-        let args = ["restart", ENDPOINT, "--max-hold", "60s", "--", "sleep", "1"];
-        let restart = topology.spawn_gate(args).unwrap();
-        wait_until("it is closed", || mode_of(&topology) == Some("hold"));
+        let command = ["sh", "-c", UNTIL_LET_GO];
+        let restart = start_restart(&topology, &["--max-hold", "60s"], &command);
         let clients = Clients::start(&topology, TARGET, 25, None);
         wait_until_held(&topology, ENDPOINT, 25);
+        let_go(&topology);
         wait_until("half the backlog is taken", || clients.connected() == 16);
         sleep(MS * 100);
         assert_eq!(
@@ -624,21 +643,11 @@ fn a_restart_keeps_to_a_rate() {
     let topology = Topology::new().unwrap();
     gate(&topology, &["up", INTERFACE]);
     let _listener = listen(&topology, TARGET, 4096);
-    let args = [
-        "restart",
-        ENDPOINT,
-        "--rate",
-        "50/s",
-        "--max-hold",
-        "60s",
-        "--",
-        "sleep",
-        "1",
-    ];
-    let restart = topology.spawn_gate(args).unwrap();
-    wait_until("it is closed", || mode_of(&topology) == Some("hold"));
+    let options = ["--rate", "50/s", "--max-hold", "60s"];
+    let restart = start_restart(&topology, &options, &["sh", "-c", UNTIL_LET_GO]);
     let clients = Clients::start(&topology, TARGET, 50, None);
     wait_until_held(&topology, ENDPOINT, 50);
+    let_go(&topology);
     wait_until("the first is through", || clients.connected() > 0);
     let first = Instant::now();
     let through = clients.connected();
@@ -651,9 +660,4 @@ fn a_restart_keeps_to_a_rate() {
         first.elapsed()
     );
     clients.finish_connected();
-}
-
-/// The gate's mode, if there is one by now.
-fn mode_of(topology: &Topology) -> Option<&'static str> {
-    common::find_gate(topology, ENDPOINT).map(|gate| gate.mode.name())
 }

@@ -370,14 +370,10 @@ fn the_journal_has_what_happened_by_fields() {
     let failed = machine.run("systemctl reload gate").unwrap();
     assert_ne!(failed.code, Some(0), "{failed:?}");
     assert_eq!(told("forgotten"), 0);
-    let journal = ok(
-        &machine,
-        "journalctl --no-pager -u gate -o cat GATE_EVENT=failed",
-    );
-    assert!(
-        journal.contains("web.toml:10:1: unknown key `colour`"),
-        "{journal}"
-    );
+    wait_until("the journal has it", || {
+        let line = "journalctl --no-pager -u gate -o cat GATE_EVENT=failed";
+        ok(&machine, line).contains("web.toml:10:1: unknown key `colour`")
+    });
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use common::{
-    CHANGES, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, exists, find_gate, gate, mode,
-    refused, shell, snapshot, start_restart, up, up_with_service,
+    CHANGES, ENDPOINT, LIMIT, PORT, ROOT, UNTIL_LET_GO, assert_refusal, attached, exists,
+    find_gate, gate, let_go, mode, refused, shell, snapshot, start_restart, up, up_with_service,
 };
 use gate_common::abi::ABI_VERSION;
 use gate_tests::backend::Options;
@@ -177,7 +177,8 @@ fn pins_are_for_root_alone() {
 fn take_lock(topology: &Topology) -> Flock<File> {
     let lock = topology.run(Side::Server, || {
         let file = File::open(ROOT)?;
-        Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?)
+        // Whoever closed a gate has it for a moment still.
+        Ok(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?)
     });
     lock.unwrap()
 }
@@ -218,8 +219,9 @@ fn a_command_does_not_wait_forever_for_another() {
 #[test]
 fn a_restart_waits_for_another_command_only_to_open_its_gate() {
     let (topology, _service) = up_with_service();
-    let restart = start_restart(&topology, &[], &["sleep", "0.3"]);
+    let restart = start_restart(&topology, &[], &["sh", "-c", UNTIL_LET_GO]);
     let lock = take_lock(&topology);
+    let_go(&topology);
     // Longer than a command waits for it.
     sleep(Duration::from_secs(6));
     assert!(!restart.has_ended().unwrap());

@@ -7,9 +7,10 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, MS, TARGET, assert_complaint, assert_connects_at_once,
-    connect, connect_once, error_at, gate_status, held_client, listen, mode, refused, restart,
-    start_restart, up, up_with_service, wait_until, wait_until_half_open,
+    BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, MS, TARGET, UNTIL_LET_GO, assert_complaint,
+    assert_connects_at_once, connect, connect_once, error_at, gate_status, held_client, let_go,
+    listen, mode, refused, restart, start_restart, up, up_with_service, wait_until,
+    wait_until_half_open,
 };
 use gate_tests::load::{Load, Outcome};
 use gate_tests::nft;
@@ -38,8 +39,10 @@ fn phases(fields: &Value) -> Vec<&str> {
 fn a_restart_that_fails_can_leave_the_gate_rejecting() {
     let (topology, _service) = up_with_service();
     let options = ["--on-failure", "reject", "--max-hold", "20s"];
-    let restart = start_restart(&topology, &options, &["sh", "-c", "sleep 0.3; exit 7"]);
+    let command = format!("{UNTIL_LET_GO}; exit 7");
+    let restart = start_restart(&topology, &options, &["sh", "-c", &command]);
     let client = held_client(&topology, ENDPOINT, TARGET);
+    let_go(&topology);
     let output = restart.wait(LIMIT).unwrap();
     assert_eq!(output.code(), 7, "{output}");
     assert_complaint(&output, &["exited with 7", "rejected for 20s"]);
@@ -70,7 +73,7 @@ fn a_restart_that_fails_can_leave_the_gate_closed_for_its_lease() {
     assert!(output.stdout.contains("still holding"), "{output}");
     let client = held_client(&topology, ENDPOINT, TARGET);
     common::gate(&topology, &["open", ENDPOINT]);
-    assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+    client.finish_released(&topology, ENDPOINT);
 }
 
 #[test]
@@ -81,7 +84,7 @@ fn what_a_lease_opened_stays_open_and_what_shall_reject_rejects() {
             "--on-failure",
             policy,
             "--max-hold",
-            "200ms",
+            "2s",
             "--check",
             "exec:false",
         ];
@@ -101,7 +104,7 @@ fn an_interrupted_restart_opens_whatever_it_does_on_failure() {
         restart.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
         assert_eq!(restart.wait(LIMIT).unwrap().code(), 143);
         assert_eq!(mode(&topology, ENDPOINT), "open");
-        assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+        client.finish_released(&topology, ENDPOINT);
     }
 }
 
@@ -222,7 +225,7 @@ fn a_backend_that_flaps_is_healthy_when_it_has_passed_often_enough() {
 fn a_backend_that_listens_on_another_address_is_told() {
     let topology = up();
     let _listener = listen(&topology, "127.0.0.1:8080".parse().unwrap());
-    let output = restart(&topology, &["--max-hold", "200ms"], &["true"]);
+    let output = restart(&topology, &["--max-hold", "2s"], &["true"]);
     assert_eq!(output.code(), 124, "{output}");
     assert_complaint(
         &output,
@@ -233,7 +236,7 @@ fn a_backend_that_listens_on_another_address_is_told() {
 #[test]
 fn a_backend_that_listens_but_fails_its_check_is_told() {
     let (topology, _service) = up_with_service();
-    let options = ["--max-hold", "300ms", "--check-status", "404"];
+    let options = ["--max-hold", "2s", "--check-status", "404"];
     let check = ["--check", "http://10.0.0.5:8080/"];
     let output = restart(&topology, &[&options[..], &check].concat(), &["true"]);
     assert_eq!(output.code(), 124, "{output}");

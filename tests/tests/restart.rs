@@ -9,9 +9,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::{
-    BEFORE_RETRANSMISSION, ENDPOINT, LIMIT, MS, PORT, TARGET, assert_complaint,
-    assert_connects_at_once, assert_refusal, exists, find_gate, gate, held_client, listen, mode,
-    refused, restart, running, start_restart, up, up_with_service, wait_until,
+    ENDPOINT, LIMIT, MS, PORT, TARGET, UNTIL_LET_GO, assert_complaint, assert_connects_at_once,
+    assert_refusal, exists, find_gate, gate, held_client, let_go, listen, mode, refused, restart,
+    running, start_restart, up, up_with_service, wait_until,
 };
 use gate_tests::backend::Options;
 use gate_tests::service::Service;
@@ -42,7 +42,7 @@ fn a_signal_opens_the_gate_and_stops_the_command() {
         );
         assert_eq!(mode(&topology, ENDPOINT), "open");
         assert_eq!(running(&topology, "sleep 98761"), 0);
-        assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+        client.finish_released(&topology, ENDPOINT);
     }
 }
 
@@ -82,14 +82,15 @@ fn a_failed_command_opens_the_gate_and_passes_its_code_on() {
         ("kill -9 $$", 137, "was killed by SIGKILL"),
         ("exit 255", 255, "exited with 255"),
     ] {
-        let held = format!("sleep 0.3; {line}");
+        let held = format!("{UNTIL_LET_GO}; {line}");
         let restart = start_restart(&topology, &[], &["sh", "-c", &held]);
         let client = held_client(&topology, ENDPOINT, TARGET);
+        let_go(&topology);
         let output = restart.wait(LIMIT).unwrap();
         assert_eq!(output.code(), code, "{output}");
         assert_complaint(&output, &[word, "the gate was opened"]);
         assert_eq!(mode(&topology, ENDPOINT), "open");
-        assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+        client.finish_released(&topology, ENDPOINT);
     }
 }
 
@@ -207,7 +208,7 @@ fn a_command_that_daemonises_is_done_when_it_returns() {
         assert_eq!(mode(&topology, ENDPOINT), "open");
     }
     // What it left behind is left alone.
-    assert_eq!(running(&topology, "sleep 98763"), 2);
+    wait_until("both run", || running(&topology, "sleep 98763") == 2);
 }
 
 // ---- Checks ----
@@ -225,7 +226,7 @@ fn the_gate_opens_when_the_check_passes_and_not_before() {
     let fields: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(fields["released"], 1, "{output}");
     assert!(fields["closed_ms"].as_f64().unwrap() >= 300.0, "{output}");
-    assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+    client.finish_released(&topology, ENDPOINT);
 }
 
 #[test]

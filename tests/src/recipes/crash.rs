@@ -1,8 +1,9 @@
 //! gunicorn behind nginx on one host, killed and started anew by its supervisor.
 
+use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{LIMIT, Run, Schedule, ensure_away};
 use crate::gunicorn::Gunicorn;
@@ -47,7 +48,15 @@ pub fn run(how: How, schedule: Schedule) -> Result<Crashes> {
         topology.gate(["guard", &endpoint])?.ok()?;
     }
     if how == How::Watch {
-        topology.spawn_gate(["guard", &endpoint, "--watch"])?;
+        let watcher = topology.spawn_gate(["guard", &endpoint, "--watch"])?;
+        while !watcher.stdout()?.contains("guarded") {
+            ensure!(
+                !watcher.has_ended()?,
+                "the watcher ended: {}",
+                watcher.stderr()?
+            );
+            sleep(Duration::from_millis(5));
+        }
     }
     let watch = Watch::start(&topology, UPSTREAM)?;
     let load = Load::new(PROXY, schedule.rate, Duration::ZERO);

@@ -6,7 +6,8 @@ use gate_tests::topology::Topology;
 use gate_userspace::alias::State;
 
 use crate::common::{
-    Clients, ENDPOINT, LIMIT, MS, assert_connects_at_once, gate, gate_status, status, wait_until,
+    Clients, ENDPOINT, LIMIT, MS, UNTIL_LET_GO, assert_connects_at_once, gate, gate_status, let_go,
+    status, wait_until,
 };
 use crate::{
     STATUS, ask, assert_refused_at_once, by_status, kill, open_stream, start, states,
@@ -19,12 +20,15 @@ fn a_restart_makes_the_new_listener_known_before_the_gate_opens() {
     for round in 0..3 {
         let command = service.restart_command(100 * MS).unwrap();
         let words: Vec<&str> = command.iter().map(|it| it.to_str().unwrap()).collect();
-        let args = [&["restart", "web", "--"], &words[..]].concat();
+        let line = format!("{UNTIL_LET_GO}; exec \"$@\"");
+        let shell = ["restart", "web", "--", "sh", "-c", &line, "sh"];
+        let args = [&shell, &words[..]].concat();
         let restart = topology.spawn_gate(args).unwrap();
         wait_until("the gate is closed", || {
             gate_status(&topology, "web").mode.name() == "hold"
         });
         let client = Clients::one(&topology, by_status());
+        let_go(&topology);
         let restarted = restart.wait(LIMIT).unwrap();
         assert_eq!(restarted.code(), 0, "{round}: {restarted}");
         client.finish_connected();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gate_common::abi::Counter;
 use gate_tests::topology::{Place, Side, Topology};
 use gate_userspace::sockets;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{LIMIT, shell, wait_until};
+use super::{LIMIT, count, shell, tcp_info, wait_until};
 
 /// Listens in the server namespace. Nobody accepts: the kernel answers, and the connections stay
 /// in the accept queue.
@@ -27,12 +28,19 @@ pub fn listen(topology: &Topology, address: SocketAddr) -> TcpListener {
 /// descriptor for a moment, between fork and exec.
 #[track_caller]
 pub fn close(topology: &Topology, listener: impl Into<Socket>) {
+    close_at(topology, Side::Server, listener);
+}
+
+/// As [`close`], in any namespace.
+#[track_caller]
+pub fn close_at(topology: &Topology, place: impl Into<Place>, listener: impl Into<Socket>) {
+    let place = place.into();
     let listener = listener.into();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     drop(listener);
     let endpoint = address.to_string().parse().unwrap();
     wait_until("nobody listens", || {
-        let listeners = topology.run(Side::Server, || Ok(sockets::listeners(endpoint)?));
+        let listeners = topology.run(place.clone(), || Ok(sockets::listeners(endpoint)?));
         listeners.unwrap() == 0
     });
 }
@@ -180,6 +188,8 @@ pub struct Attempt {
     pub result: Result<(), ErrorKind>,
     /// How long that took.
     pub took: Duration,
+    /// How often its SYN was sent again.
+    pub sent_again: u32,
 }
 
 /// Clients that connect at the same time; each waits for up to [`LIMIT`], and all stay connected
@@ -268,6 +278,26 @@ impl Clients {
         assert!(failed.is_empty(), "{failed:?}");
         attempts.iter().map(|a| a.took).max().expect("an attempt")
     }
+
+    /// As [`finish_connected`](Self::finish_connected). All were held and released: no SYN was
+    /// sent again but while the gate held it, however long that took.
+    #[track_caller]
+    pub fn finish_released(self, topology: &Topology, target: &str) {
+        let sent_again = self.finish_sent_again();
+        let held = count(topology, target, Counter::Refreshed);
+        assert!(
+            sent_again <= held,
+            "{sent_again} SYNs sent again, {held} while held"
+        );
+    }
+
+    /// Waits until all are connected, and returns how many SYNs were sent again.
+    #[track_caller]
+    pub fn finish_sent_again(self) -> u64 {
+        let attempts = self.finish();
+        assert!(attempts.iter().all(|a| a.result.is_ok()), "{attempts:?}");
+        attempts.iter().map(|a| u64::from(a.sent_again)).sum()
+    }
 }
 
 async fn connect_all(
@@ -287,10 +317,13 @@ async fn connect_all(
                 Ok(Err(error)) => (None, Err(error.kind())),
                 Err(_) => (None, Err(ErrorKind::TimedOut)),
             };
+            let took = start.elapsed();
+            let info = stream.as_ref().map(tcp_info);
             ended.lock().unwrap().push(Attempt {
                 index,
                 result,
-                took: start.elapsed(),
+                took,
+                sent_again: info.map_or(0, |info| info.tcpi_total_retrans),
             });
             stream
         });

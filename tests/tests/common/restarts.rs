@@ -7,8 +7,8 @@ use gate_tests::service::Service;
 use gate_tests::topology::{Output, Process, Side, Topology};
 
 use super::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, PORT, connect_once, find_gate, gate_status, up,
-    wait_until, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, ENDPOINT, PORT, connect_once, find_gate, gate_status, shell,
+    up, wait_until, wait_until_held,
 };
 
 pub const TARGET: SocketAddr =
@@ -32,6 +32,15 @@ pub fn start_restart(topology: &Topology, options: &[&str], command: &[&str]) ->
         find_gate(topology, ENDPOINT).is_some_and(|gate| gate.mode.name() == "hold")
     });
     process
+}
+
+/// The beginning of a shell's command line that waits until it is [let go](let_go).
+pub const UNTIL_LET_GO: &str = "until rm /run/go 2>/dev/null; do sleep 0.02; done";
+
+/// Lets a command go on that waits for that.
+#[track_caller]
+pub fn let_go(topology: &Topology) {
+    shell(topology, Side::Server, "touch /run/go");
 }
 
 /// Runs `gate restart` of the endpoint to its end.

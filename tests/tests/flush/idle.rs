@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::common::{
-    Connected, ENDPOINT, LIMIT, MS, PORT, connect, error_at, is_alive, listen, shell,
+    Connected, ENDPOINT, LIMIT, MS, PORT, close, connect, error_at, is_alive, listen, shell,
 };
 use crate::{IDLE, counts, endpoints, flush, start};
 
@@ -32,9 +32,9 @@ fn only_what_is_idle_with_nothing_under_way_is_reset() {
         (&unread.client).write_all(b"GET").unwrap();
         // Only where both sockets are here can it be known that the client hasn't read.
         (&answered.backend).write_all(b"200").unwrap();
-        sleep(IDLE);
+        sleep(MS * 3_100);
         let recent = make();
-        let args = [ENDPOINT, "--idle", "300ms", "--json"];
+        let args = [ENDPOINT, "--idle", "3s", "--json"];
         let fields = flush(&topology, Side::Server, &args);
         let is_seen = from == Side::Server;
         let expected = match is_seen {
@@ -51,6 +51,7 @@ fn only_what_is_idle_with_nothing_under_way_is_reset() {
             (&answered.client).read_exact(&mut text).unwrap();
             assert!(is_alive(&answered));
         }
+        close(&topology, listener);
     }
 }
 

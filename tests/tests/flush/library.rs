@@ -11,7 +11,7 @@ use gate_userspace::sockets::Destroyer;
 use socket2::{Domain, Socket, Type};
 
 use crate::common::{
-    Connected, ENDPOINT, LIMIT, PORT, connect, connect_many, error_at, is_alive, listen,
+    Connected, ENDPOINT, LIMIT, PORT, close, connect, connect_many, error_at, is_alive, listen,
 };
 use crate::endpoints;
 
@@ -95,6 +95,8 @@ fn all_of_an_endpoint_are_reset_and_nothing_else() {
         // Both listeners go on.
         let again = connect(&topology, from, target, &listener);
         assert!(is_alive(&again), "{what}");
+        close(&topology, listener);
+        close(&topology, other);
     }
 }
 

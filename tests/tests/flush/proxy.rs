@@ -7,8 +7,8 @@ use gate_tests::topology::{Side, Topology, server_v4};
 use gate_userspace::drain;
 
 use crate::common::{
-    Dial, Dialling, ENDPOINT, Ended, LIMIT, PORT, connect, connect_many, dial, error_at, listen,
-    shell, wait_until,
+    Dial, Dialling, ENDPOINT, Ended, LIMIT, PORT, close, connect, connect_many, dial, error_at,
+    listen, shell, wait_until,
 };
 use crate::{counts, endpoints, flush, start};
 
@@ -114,7 +114,8 @@ fn a_backend_that_dies_on_the_same_host_leaves_the_client_side_to_flush() {
     let topology = Topology::new().unwrap();
     let listener = listen(&topology, server_v4(PORT));
     let connected = connect(&topology, Side::Server, server_v4(PORT), &listener);
-    drop((connected.backend, listener));
+    drop(connected.backend);
+    close(&topology, listener);
     let fields = flush(&topology, Side::Server, &[ENDPOINT, "--json"]);
     assert_eq!(counts(&fields), [0, 1, 0, 0, 0]);
 }

@@ -11,14 +11,10 @@ use gate_tests::topology::{Side, server_v4};
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    BEFORE_RETRANSMISSION, Clients, ENDPOINT, LIMIT, MS, PORT, TARGET, assert_connects_at_once,
-    close, count, gate, gate_status, held_client, listen, restart, tcp_counters, up, wait_until,
-    wait_until_held,
+    Clients, ENDPOINT, LIMIT, MS, PORT, TARGET, assert_connects_at_once, close, count, gate,
+    gate_status, held_client, listen, restart, tcp_counters, up, wait_until, wait_until_held,
 };
 use crate::{assert_guarded, assert_none, guarded, is_dirty, listen_again, watch};
-
-/// A client hears of a refusal this long after it, on a busy machine.
-const TOLD: Duration = Duration::from_millis(5);
 
 #[test]
 fn the_watcher_releases_at_once_and_says_so() {
@@ -27,7 +23,7 @@ fn the_watcher_releases_at_once_and_says_so() {
     let clients = Clients::start(&topology, server_v4(PORT), 50, None);
     wait_until_held(&topology, ENDPOINT, 50);
     let _listener = listen(&topology, server_v4(PORT));
-    assert!(clients.finish_connected() < BEFORE_RETRANSMISSION);
+    clients.finish_released(&topology, ENDPOINT);
     wait_until("the watcher says so", || {
         watcher.stderr().unwrap().contains("50 connections held")
     });
@@ -102,7 +98,7 @@ fn a_watcher_that_is_killed_leaves_the_guard_and_the_next_goes_on() {
     assert_eq!(gate_status(&topology, ENDPOINT).waiting.held, 5);
     let _next = watch(&topology, &[ENDPOINT, "--for", "30s"]);
     let _listener = listen(&topology, server_v4(PORT));
-    assert!(clients.finish_connected() < BEFORE_RETRANSMISSION);
+    clients.finish_released(&topology, ENDPOINT);
     assert_eq!(count(&topology, ENDPOINT, Counter::Released), 5);
 }
 
@@ -113,9 +109,10 @@ fn the_watcher_goes_the_short_way_again_when_all_is_well() {
     for _ in 0..5 {
         let client = held_client(&topology, ENDPOINT, server_v4(PORT));
         assert!(is_dirty(&topology));
-        let _listener = listen_again(&topology, server_v4(PORT), false);
-        assert!(client.finish_connected() < BEFORE_RETRANSMISSION);
+        let listener = listen_again(&topology, server_v4(PORT), false);
+        client.finish_released(&topology, ENDPOINT);
         wait_until("nothing is noted any more", || !is_dirty(&topology));
+        close(&topology, listener);
     }
 }
 
@@ -159,10 +156,12 @@ fn a_restart_and_a_watcher_leave_each_other_alone() {
     assert!(restarted.stdout.contains("now released"), "{restarted}");
     let requests = running.finish().unwrap();
     assert_none(&requests, &Outcome::ERRORS);
-    let slow = requests
-        .iter()
-        .filter(|r| r.latency >= BEFORE_RETRANSMISSION);
-    assert_eq!(slow.count(), 0);
+    let sent_again = tcp_counters(&topology, Side::Client)["TCPSynRetrans"];
+    let held_again = count(&topology, ENDPOINT, Counter::Refreshed);
+    assert!(
+        sent_again <= held_again,
+        "{sent_again}, {held_again} of them held"
+    );
     assert!(!watcher.has_ended().unwrap());
     assert_guarded(&topology, ENDPOINT, true);
 }
@@ -173,28 +172,18 @@ fn a_listener_that_flaps_refuses_nobody_but_at_the_moment_of_a_close() {
     let _watcher = watch(&topology, &[ENDPOINT, "--for", "30s"]);
     let load = Load::new(server_v4(PORT), 200, Duration::from_secs(3));
     let running = load.start(&topology).unwrap();
-    let begin = running.begin();
-    let mut closes = Vec::new();
     for round in 0..40 {
         let listener = listen_again(&topology, server_v4(PORT), false);
         sleep(MS * (1 + round % 7 * 5));
-        let closing = begin.elapsed();
         close(&topology, listener);
-        closes.push(closing..begin.elapsed() + TOLD);
         sleep(MS * (1 + round % 5 * 10));
     }
     let _service = Service::start(&topology, Options::new(TARGET)).unwrap();
     let requests = running.finish().unwrap();
     assert_none(&requests, &[Outcome::TimedOut]);
-    let (at_a_close, otherwise): (Vec<&Request>, Vec<&Request>) = requests
-        .iter()
-        .filter(|request| request.outcome == Outcome::Refused)
-        .partition(|request| {
-            let refused = request.at + request.latency;
-            closes.iter().any(|close| close.contains(&refused))
-        });
-    assert_eq!(otherwise, Vec::<&Request>::new());
+    let is_refused = |request: &&Request| request.outcome == Outcome::Refused;
+    let refused: Vec<&Request> = requests.iter().filter(is_refused).collect();
     // What found a listener that closed before the stack looked for it, a microsecond or a few later.
-    assert!(at_a_close.len() <= 2, "{at_a_close:?}");
+    assert!(refused.len() <= 2, "{refused:?}");
     assert_connects_at_once(&topology, server_v4(PORT));
 }

@@ -41,7 +41,7 @@ fn of_several_addresses_the_first_may_be_dead() {
             .to_string()
     };
     assert_eq!(first("app.example"), "10.0.0.3");
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(2);
     let of = |name: &str| Spec {
         timeout,
         ..spec(&format!("tcp://{name}:8080"))
@@ -49,19 +49,19 @@ fn of_several_addresses_the_first_may_be_dead() {
     let start = Instant::now();
     passes(&topology, &of("app.example"));
     let took = start.elapsed();
-    assert!(took > MS * 400 && took < MS * 900, "{took:?}");
+    assert!(took > MS * 800 && took < MS * 1_900, "{took:?}");
     // All are dead: the last one has all of the rest.
     fails(
         &topology,
         &of("dead.example"),
-        "no answer within 1s: no connection",
+        "no answer within 2s: no connection",
     );
     // One that refuses keeps nobody waiting.
     let refusing = "127.0.0.1 quick.example\n10.0.0.5 quick.example\n";
     etc(&topology, "hosts", refusing);
     let start = Instant::now();
     passes(&topology, &of("quick.example"));
-    assert!(start.elapsed() < MS * 400, "{:?}", start.elapsed());
+    assert!(start.elapsed() < MS * 1_000, "{:?}", start.elapsed());
     let other = spec("tcp://quick.example:8081");
     fails(&topology, &other, "the last of 2 addresses");
 }

@@ -1,11 +1,11 @@
 //! Checks that a connection is accepted: of TCP and of Unix sockets.
 
 use std::io::ErrorKind;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use gate_tests::topology::{Side, Topology, server_v4, server_v6};
 
-use crate::common::{listen, shell};
+use crate::common::{listen, shell, wait_until};
 use crate::{fails, passes, spec};
 
 #[test]
@@ -38,6 +38,11 @@ fn a_unix_socket_is_healthy_while_connections_are_accepted_there() {
         .unwrap();
     passes(&topology, &check);
     drop(listener);
+    // A child of another test's, between fork and exec, may still have it.
+    wait_until("nobody listens", || {
+        let connect = || Ok(UnixStream::connect("/run/app.sock").is_err());
+        topology.run(Side::Server, connect).unwrap()
+    });
     fails(&topology, &check, "connection refused");
 }
 

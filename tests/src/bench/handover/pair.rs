@@ -109,7 +109,7 @@ impl<'a> Backend<'a> {
                 let mut command = Command::new(exe::lab()?);
                 command.arg("backend").args(options.to_args());
                 let process = topology.spawn(Side::Server, &mut command)?;
-                topology.run(Side::Server, || listener::wait_until(address, true, LIMIT))?;
+                topology.run(Side::Server, || listener::wait_until_own(address, LIMIT))?;
                 Ok(Self::Lab(process))
             }
         }
