@@ -5,8 +5,7 @@ mod common;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{count, gate, tcp_counters};
-use gate_common::abi::Counter;
+use common::{assert_sent_again_only_while_held, gate, tcp_counters};
 use gate_tests::bench::handover::Options;
 use gate_tests::bench::handover::endurance::{Endured, endure};
 use gate_tests::bench::handover::pair::{Backend, Kind, Which};
@@ -142,12 +141,7 @@ fn what_is_held_under_load_is_all_at_the_new_backend_after_the_release() {
         };
         assert_eq!(talk.by, by, "{talk:?}");
     }
-    let sent_again = tcp_counters(&topology, Side::Client)["TCPSynRetrans"];
-    let held_again = count(&topology, GATE, Counter::Refreshed);
-    assert!(
-        sent_again <= held_again,
-        "{sent_again}, {held_again} of them held"
-    );
+    assert_sent_again_only_while_held(&topology, GATE);
     let after = talks.iter().filter(|talk| talk.at > held).count();
     assert!(after > 100, "{after}");
 }

@@ -372,3 +372,15 @@ pub fn tcp_counters(topology: &Topology, side: Side) -> BTreeMap<String, u64> {
         .map(|(name, value)| (name, value.parse().unwrap()))
         .collect()
 }
+
+/// That no client of the topology sent its SYN again but while the gate held it: what connected behind a
+/// closed gate did by a release, however long that took.
+#[track_caller]
+pub fn assert_sent_again_only_while_held(topology: &Topology, target: &str) {
+    let sent_again = tcp_counters(topology, Side::Client)["TCPSynRetrans"];
+    let held = count(topology, target, Counter::Refreshed);
+    assert!(
+        sent_again <= held,
+        "{sent_again} SYNs sent again, {held} while held"
+    );
+}
