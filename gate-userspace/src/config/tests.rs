@@ -5,10 +5,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+
+mod any;
 
 /// A folder of its own for each test, gone with it.
 struct Folder(PathBuf);
@@ -489,69 +490,6 @@ fn every_key_has_a_description() {
         "Required.",
     ] {
         assert!(text.contains(key), "{key}");
-    }
-}
-
-/// Words that are likely to lead somewhere.
-fn words() -> impl Strategy<Value = String> {
-    const WORDS: &[&str] = &[
-        "[",
-        "]",
-        "[[",
-        "]]",
-        "gate",
-        ".",
-        "web",
-        "=",
-        "'",
-        "\"",
-        "{",
-        "}",
-        ",",
-        "\n",
-        "1",
-        "true",
-        "endpoints",
-        "*:80",
-        "10.0.0.5:80",
-        "check",
-        "tcp",
-        "on_down",
-        "do",
-        "hold",
-        "backends",
-        "address",
-        "weight",
-        "defaults",
-        "daemon",
-        "1979-05-27",
-        "0x",
-        "é",
-        "#",
-        "\\",
-        "[gate.web]\n",
-        "endpoints = ['*:80']\n",
-    ];
-    proptest::collection::vec(proptest::sample::select(WORDS), 0..40)
-        .prop_map(|words| words.concat())
-}
-
-proptest! {
-    #[test]
-    fn any_text_is_answered(text in prop_oneof![".{0,200}", words()]) {
-        if let Err(error) = main_file(text).load() {
-            prop_assert!(!error.problems.is_empty());
-            for problem in &error.problems {
-                let line = problem.to_string();
-                prop_assert!(!line.contains('\n'), "{:?}", line);
-                prop_assert!(problem.text.contains(": ") || problem.text.ends_with('?'), "{}", line);
-            }
-        }
-    }
-
-    #[test]
-    fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _answered = main_file(bytes).load();
     }
 }
 
