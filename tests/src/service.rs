@@ -29,11 +29,7 @@ impl Service {
             pid_file: Some(pid_file.clone()),
             ..options
         };
-        let forget = || match std::fs::remove_file(&pid_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        };
-        topology.run(Side::Server, forget)?;
+        topology.remove(Side::Server, &pid_file)?;
         let mut command = Command::new(exe::lab()?);
         let first = topology.spawn(Side::Server, command.arg("backend").args(options.to_args()))?;
         for &address in &options.listen {

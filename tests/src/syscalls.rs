@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -144,10 +143,7 @@ impl Traced {
     /// Starts `gate` with these arguments in the server namespace.
     pub fn start(topology: &Topology, fate: &Fate<'_>, args: &[&str]) -> Result<Self> {
         let report = Path::new(SCRATCH).join("trace.json");
-        topology.run(Side::Server, || match fs::remove_file(&report) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-            Ok(()) | Err(_) => Ok(()),
-        })?;
+        topology.remove(Side::Server, &report)?;
         let mut command = Command::new(exe::lab()?);
         command.args(["trace", "--report"]).arg(&report);
         if let Some(at) = fate.at {

@@ -12,8 +12,10 @@ mod process;
 mod wire;
 
 use std::ffi::OsStr;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -258,6 +260,16 @@ impl Topology {
     /// Whether `side`'s interface does this.
     pub fn is_offloaded(&self, side: Side, offload: Offload) -> Result<bool> {
         self.run(side, || ethtool::is_on(INTERFACE, offload))
+    }
+
+    /// Removes a file of `side`'s, if it is there.
+    pub fn remove(&self, side: Side, path: &Path) -> Result<()> {
+        self.run(side, || match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", path.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        })
     }
 
     /// Kills every process of the topology and waits until they are gone. Dropping does the same.

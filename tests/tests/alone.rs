@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    Clients, ENDPOINT, LIMIT, MS, PORT, UNTIL_LET_GO, assert_refusal, count, gate, listen, refused,
-    shell, snapshot, wait_until, wait_until_counted, wait_until_held,
+    Clients, ENDPOINT, LIMIT, MS, PORT, UNTIL_LET_GO, assert_refusal, count, gate, let_go, listen,
+    refused, shell, snapshot, wait_until, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::backend::Options;
@@ -108,8 +108,7 @@ fn clients_of_this_host_and_of_others_are_held_and_the_own_check_is_not() {
             .iter()
             .map(|word| format!("'{}'", word.to_str().unwrap()))
             .collect();
-        let line = format!("read go < /run/go; exec {}", words.join(" "));
-        shell(&topology, Side::Server, "mkfifo /run/go");
+        let line = format!("{UNTIL_LET_GO}; exec {}", words.join(" "));
         let restart = start(&topology, Side::Server, &endpoint, &["sh", "-c", &line]);
         let mut expected = vec!["lo tc-ingress".to_owned()];
         let mut clients = vec![Clients::start_at(&topology, Side::Server, address, 3, None)];
@@ -122,13 +121,12 @@ fn clients_of_this_host_and_of_others_are_held_and_the_own_check_is_not() {
         wait_until("all are held", || {
             held(&topology, Side::Server, &endpoint) == Some(waiting)
         });
-        shell(&topology, Side::Server, "echo > /run/go");
+        let_go(&topology);
         let output = restart.wait(LIMIT).unwrap();
         assert_eq!(output.code(), 0, "{output}");
         for clients in clients {
             assert!(clients.finish_connected() < LIMIT);
         }
-        shell(&topology, Side::Server, "rm /run/go");
         assert_eq!(snapshot(&topology), before, "{output}");
     }
 }
@@ -145,7 +143,7 @@ fn a_backend_on_another_host_is_gated_where_its_connections_leave() {
     wait_until("all are held", || {
         held(&topology, Side::Client, ENDPOINT) == Some(5)
     });
-    shell(&topology, Side::Client, "touch /run/go");
+    let_go(&topology);
     let output = restart.wait(LIMIT).unwrap();
     assert_eq!(output.code(), 0, "{output}");
     let released = "5 connections held, now released";

@@ -10,8 +10,8 @@ mod common;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use common::{
-    BEFORE_RETRANSMISSION, Clients, Dial, Ended, PORT, count, dial, gate, gate_either, gate_status,
-    listen_at, shell, tcp_info, wait_until_counted, wait_until_held,
+    BEFORE_RETRANSMISSION, Clients, Dial, Ended, PORT, assert_only_while_held, count, dial, gate,
+    gate_either, gate_status, listen_at, shell, tcp_info, wait_until_counted, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::nft;
@@ -224,11 +224,7 @@ fn a_containers_address_that_the_host_does_not_know_yet_is_resolved_on_release()
     let (ended, _, socket) = client.finish_with_socket();
     assert_eq!(ended, Ended::Connected);
     let sent_again = tcp_info(&socket.unwrap()).tcpi_total_retrans;
-    let held_again = count(&host.topology, BACKEND, Counter::Refreshed);
-    assert!(
-        u64::from(sent_again) <= held_again,
-        "{sent_again}, {held_again} of them held"
-    );
+    assert_only_while_held(&host.topology, BACKEND, sent_again.into());
 }
 
 #[test]

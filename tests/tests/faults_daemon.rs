@@ -5,7 +5,6 @@
 
 mod common;
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::thread::sleep;
@@ -42,7 +41,7 @@ fn start(topology: &Topology, at: Option<usize>) -> Traced {
 
 /// As [`start`], for another fate.
 fn start_for(topology: &Topology, fate: &Fate<'_>) -> Traced {
-    let _none = topology.run(Side::Server, || Ok(fs::remove_file(FROM).ok()));
+    topology.remove(Side::Server, Path::new(FROM)).unwrap();
     let fate = Fate {
         from: Some(Path::new(FROM)),
         ..fate.clone()

@@ -12,6 +12,8 @@ mod load;
 mod watched;
 
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
 
 use common::{ENDPOINT, gate, gate_status, up, wait_until};
 use gate_tests::load::{Outcome, Request};
@@ -70,6 +72,24 @@ fn is_dirty(topology: &Topology) -> bool {
         Ok(Tables::open(&Pins::here()?)?.guard(gate)?)
     });
     guard.unwrap().dirty != 0
+}
+
+/// At most two are refused, each at the moment of one of these closes, which are times of the load: what found
+/// a listener that closed before the stack looked for it, a microsecond or a few later.
+#[track_caller]
+fn assert_refused_at_closes_only(requests: &[Request], closes: &[Range<Duration>]) {
+    let refused: Vec<&Request> = requests
+        .iter()
+        .filter(|request| request.outcome == Outcome::Refused)
+        .collect();
+    let is_at = |request: &Request, close: &Range<Duration>| {
+        request.at <= close.end && request.at + request.latency >= close.start
+    };
+    let at_a_close = |request: &&Request| closes.iter().any(|close| is_at(request, close));
+    assert!(
+        refused.len() <= 2 && refused.iter().all(at_a_close),
+        "{refused:?}, closes {closes:?}"
+    );
 }
 
 /// How often each of these happened.

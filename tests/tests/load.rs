@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use gate_tests::backend::Options;
 use gate_tests::listener::{self, Watch};
-use gate_tests::load::{Load, Outcome, get_once};
+use gate_tests::load::{Load, Outcome, Request, get_once};
 use gate_tests::service::Service;
 use gate_tests::summary::Summary;
 use gate_tests::topology::{CLIENT_V4, Side, Topology, command, server_v4};
@@ -59,6 +59,17 @@ fn an_unannounced_restart_refuses_connections_for_as_long_as_it_lasts() {
         .filter(|r| r.outcome != Outcome::Ok)
         .collect();
     assert!(lost.len() > 20, "{} lost", lost.len());
+    // The listener closes after the restart has begun, so this long none is there.
+    let away = gaps[0].from..restarted + MS * 300;
+    let is_within = |r: &&Request| {
+        let due = begin + r.at;
+        due >= away.start && due + r.latency < away.end
+    };
+    let within: Vec<_> = requests.iter().filter(is_within).collect();
+    assert!(
+        within.iter().all(|r| r.outcome != Outcome::Ok),
+        "{within:?}"
+    );
     assert!(
         lost.iter()
             .all(|r| matches!(r.outcome, Outcome::Refused | Outcome::Reset))

@@ -1,7 +1,7 @@
 //! gunicorn behind nginx on one host, killed and started anew by its supervisor.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -49,7 +49,9 @@ pub fn run(how: How, schedule: Schedule) -> Result<Crashes> {
     }
     if how == How::Watch {
         let watcher = topology.spawn_gate(["guard", &endpoint, "--watch"])?;
+        let late = Instant::now() + LIMIT;
         while !watcher.stdout()?.contains("guarded") {
+            ensure!(Instant::now() < late, "gate guard --watch does not start");
             ensure!(
                 !watcher.has_ended()?,
                 "the watcher ended: {}",

@@ -283,12 +283,7 @@ impl Clients {
     /// sent again but while the gate held it, however long that took.
     #[track_caller]
     pub fn finish_released(self, topology: &Topology, target: &str) {
-        let sent_again = self.finish_sent_again();
-        let held = count(topology, target, Counter::Refreshed);
-        assert!(
-            sent_again <= held,
-            "{sent_again} SYNs sent again, {held} while held"
-        );
+        assert_only_while_held(topology, target, self.finish_sent_again());
     }
 
     /// Waits until all are connected, and returns how many SYNs were sent again.
@@ -378,6 +373,12 @@ pub fn tcp_counters(topology: &Topology, side: Side) -> BTreeMap<String, u64> {
 #[track_caller]
 pub fn assert_sent_again_only_while_held(topology: &Topology, target: &str) {
     let sent_again = tcp_counters(topology, Side::Client)["TCPSynRetrans"];
+    assert_only_while_held(topology, target, sent_again);
+}
+
+/// That so many SYNs were sent again while the gate held them.
+#[track_caller]
+pub fn assert_only_while_held(topology: &Topology, target: &str, sent_again: u64) {
     let held = count(topology, target, Counter::Refreshed);
     assert!(
         sent_again <= held,

@@ -12,7 +12,7 @@ use gate_tests::topology::{Side, Topology, server_v4};
 use nix::sys::signal::Signal;
 
 use crate::common::{BEFORE_RETRANSMISSION, LIMIT, MS, PORT, gate, gate_status, up};
-use crate::{LOOPBACK, assert_none, watch};
+use crate::{LOOPBACK, assert_none, assert_refused_at_closes_only, watch};
 
 /// How often these tests kill the backend.
 const KILLS: u32 = 20;
@@ -27,10 +27,14 @@ fn killed_under_load(topology: &Topology, target: SocketAddr, from: Side) {
     let round = 250 * MS;
     let load = Load::new(target, RATE, round * KILLS);
     let running = load.start_at(topology, from).unwrap();
+    let begin = running.begin();
+    let mut kills = Vec::new();
     for _ in 0..KILLS {
         sleep(round / 2);
+        let killing = begin.elapsed();
         service.process().signal(Signal::SIGKILL).unwrap();
         service.process().wait(LIMIT).unwrap();
+        kills.push(killing..begin.elapsed());
         sleep(50 * MS);
         service = Service::start(topology, Options::new(target)).unwrap();
     }
@@ -50,9 +54,8 @@ fn killed_under_load(topology: &Topology, target: SocketAddr, from: Side) {
         reset.count()
     );
     assert_none(&requests, &[Outcome::TimedOut]);
-    // What found a listener that closed before the stack looked for it, a microsecond or a few later.
-    let refused = requests.iter().filter(|r| r.outcome == Outcome::Refused);
-    assert!(refused.count() <= 2);
+    assert_refused_at_closes_only(&requests, &kills);
+    assert_eq!(kills.len() as u32, KILLS);
     assert!(held > 0);
     assert!(
         latest < outage + BEFORE_RETRANSMISSION,

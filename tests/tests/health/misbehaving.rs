@@ -50,7 +50,7 @@ fn ends_at_the_timeout(topology: &Topology, spec: &Spec, why: &str) {
     let failure = result.unwrap_err();
     assert!(failure.contains("no answer within 700ms"), "{failure}");
     assert!(failure.ends_with(why), "{failure}");
-    assert!((TIMEOUT..LIMIT).contains(&took), "{took:?}");
+    assert!((TIMEOUT..TIMEOUT + MS * 500).contains(&took), "{took:?}");
 }
 
 /// Writes one byte after the other, with time between them.

@@ -49,7 +49,7 @@ fn of_several_addresses_the_first_may_be_dead() {
     let start = Instant::now();
     passes(&topology, &of("app.example"));
     let took = start.elapsed();
-    assert!(took > MS * 800 && took < MS * 1_900, "{took:?}");
+    assert!(took > MS * 800 && took < MS * 1_800, "{took:?}");
     // All are dead: the last one has all of the rest.
     fails(
         &topology,
@@ -61,7 +61,7 @@ fn of_several_addresses_the_first_may_be_dead() {
     etc(&topology, "hosts", refusing);
     let start = Instant::now();
     passes(&topology, &of("quick.example"));
-    assert!(start.elapsed() < MS * 1_000, "{:?}", start.elapsed());
+    assert!(start.elapsed() < MS * 800, "{:?}", start.elapsed());
     let other = spec("tcp://quick.example:8081");
     fails(&topology, &other, "the last of 2 addresses");
 }
