@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::shell;
@@ -37,6 +39,37 @@ fn both_families_work_at_once_and_in_both_directions() {
             assert_eq!(outcome, Outcome::Ok, "{side:?} to {target}");
         }
     }
+}
+
+/// An interface without a carrier has a queue that drops all, and gets another one in the kernel's
+/// own time: the first SYN would be lost, and sent again after a second.
+#[test]
+fn the_first_packets_arrive() {
+    /// Of 100 topologies, about one would lose one.
+    const EACH: u32 = 200;
+    let first = || {
+        for _ in 0..EACH {
+            let topology = Topology::new().unwrap();
+            let bound = |side, to| topology.run(side, || Ok(UdpSocket::bind(to)?)).unwrap();
+            for (server, any) in [
+                (server_v4(9), "0.0.0.0:0".parse().unwrap()),
+                (server_v6(9), "[::]:0".parse::<SocketAddr>().unwrap()),
+            ] {
+                let receiver = bound(Side::Server, server);
+                let sender = bound(Side::Client, any);
+                receiver.set_read_timeout(Some(LIMIT)).unwrap();
+                sender.set_read_timeout(Some(LIMIT)).unwrap();
+                sender.send_to(b"x", server).unwrap();
+                let (_, client) = receiver.recv_from(&mut [0]).unwrap();
+                receiver.send_to(b"y", client).unwrap();
+                sender.recv_from(&mut [0]).unwrap();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(first);
+        first();
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The veth pair, its addresses and neighbours, by netlink.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use super::{INTERFACE, Side};
 
 /// `lo` is the first interface of every network namespace.
 const LOOPBACK: u32 = 1;
-/// Where nothing is sent to.
-const ANY_PORT: u16 = 9;
+/// The kernel picks one.
+const ANY_PORT: u16 = 0;
 /// How long the kernel may take to notice that the other end is up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -48,25 +48,58 @@ pub(super) fn connect(client: &File, server: &File) -> Result<()> {
         with_netlink(async |netlink| configure(netlink, side).await)
             .with_context(|| format!("configure the {side:?}'s interfaces"))?;
     }
-    for (side, namespace) in [(Side::Client, client), (Side::Server, server)] {
-        enter(namespace)?;
-        wait_for_route(SocketAddr::new(side.peer().v6().into(), ANY_PORT))?;
+    for any in [
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), ANY_PORT),
+        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), ANY_PORT),
+    ] {
+        let from = End::new(client, Side::Client, any)?;
+        let to = End::new(server, Side::Server, any)?;
+        wait_for_datagram(&from, &to)?;
+        wait_for_datagram(&to, &from)?;
     }
     Ok(())
 }
 
-/// Waits until the peer can be reached: IPv6 has no route before the carrier has been noticed.
-fn wait_for_route(peer: SocketAddr) -> Result<()> {
-    let socket = UdpSocket::bind("[::]:0").context("open a socket")?;
+/// A datagram socket of one side, which doesn't wait.
+struct End {
+    socket: UdpSocket,
+    /// Where the peer reaches it.
+    address: SocketAddr,
+}
+
+impl End {
+    /// Leaves the calling thread in the side's namespace.
+    fn new(namespace: &File, side: Side, any: SocketAddr) -> Result<Self> {
+        enter(namespace)?;
+        let socket = UdpSocket::bind(any).context("open a socket")?;
+        socket.set_nonblocking(true).context("set non-blocking")?;
+        let ip = match any {
+            SocketAddr::V4(_) => side.v4().into(),
+            SocketAddr::V6(_) => side.v6().into(),
+        };
+        let port = socket.local_addr().context("find the port")?.port();
+        Ok(Self {
+            socket,
+            address: SocketAddr::new(ip, port),
+        })
+    }
+}
+
+/// Waits until a datagram arrives. The kernel notices the carrier in its own time: until then IPv6
+/// may have no route, and the interface's queue drops what is sent.
+fn wait_for_datagram(from: &End, to: &End) -> Result<()> {
     let late = Instant::now() + CARRIER_LIMIT;
-    // Connecting a datagram socket looks up the route and sends nothing.
-    while let Err(error) = socket.connect(peer) {
+    loop {
+        let sent = from.socket.send_to(&[0], to.address);
+        let Err(error) = to.socket.recv(&mut [0]) else {
+            return Ok(());
+        };
         if Instant::now() > late {
-            return Err(error).with_context(|| format!("find a route to {peer}"));
+            let error = sent.err().unwrap_or(error);
+            return Err(error).with_context(|| format!("reach {}", to.address));
         }
         sleep(Duration::from_millis(1));
     }
-    Ok(())
 }
 
 async fn configure(netlink: &Handle, side: Side) -> Result<()> {
