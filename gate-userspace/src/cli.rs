@@ -196,7 +196,7 @@ impl Cli {
         let json = self.json;
         let answer = self.command.run(json)?;
         if let Some(complaint) = &answer.complaint {
-            crate::complain(complaint);
+            report::say(complaint);
         }
         let text = match json {
             // A command that has answered already.
@@ -206,7 +206,7 @@ impl Cli {
         };
         match print(&text) {
             // What was done counts for more than who could be told.
-            Err(error) if answer.code != exit::DONE => crate::complain(&format!("{error:#}")),
+            Err(error) if answer.code != exit::DONE => report::say(&format!("{error:#}")),
             printed => printed?,
         }
         Ok(answer.code)

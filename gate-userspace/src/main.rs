@@ -55,7 +55,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Tells of a failure, to people and, where it is asked for, to machines.
 fn fail(text: &str, code: u8, json: bool) {
-    complain(text);
+    report::say(text);
     if json {
         let fields = json!({ "error": text, "exit_code": code });
         // The error is on stderr already, and its code is what counts.
@@ -71,11 +71,6 @@ fn misconfigured(error: &ConfigError, code: u8, json: bool) {
         let fields = json!({ "error": error.to_string(), "exit_code": code, "problems": problems });
         let _unseen = cli::print(&(report::answer(fields) + "\n"));
     }
-}
-
-/// Says on stderr what is wrong, in one line.
-fn complain(text: &str) {
-    let _unseen = writeln!(std::io::stderr(), "gate: {text}");
 }
 
 /// Prints help as it is, and a mistake as one line.

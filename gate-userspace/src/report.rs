@@ -38,7 +38,7 @@ pub use guard::{
 pub use handover::{finish_complaint, finished, handed, handed_json};
 pub use health::health_json;
 pub use plan::{applied, applied_json, planned, planned_json};
-pub use progress::Stderr;
+pub use progress::{Stderr, say};
 pub use purge::{purged, purged_json};
 pub use release::{opened, opened_json, released_json};
 pub use restart::{complaint, summary, summary_json};

@@ -73,7 +73,7 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
     };
     // The first look is how things are: what comes after the line is told.
     look(&mut own)?;
-    crate::complain(&format!("following {following}"));
+    report::say(&format!("following {following}"));
     let mut tried = Instant::now();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,7 +99,7 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
                 let why = ended
                     .err()
                     .map_or_else(|| "it ended".to_owned(), |error| why(&error));
-                crate::complain(&format!(
+                report::say(&format!(
                     "following what is live: no daemon any more: {why}"
                 ));
                 (from, tried) = (Stream::Own, Instant::now());
@@ -117,7 +117,7 @@ async fn follow(socket: &Path, json: bool) -> anyhow::Result<()> {
         if !is_daemons && tried.elapsed() >= AGAIN {
             tried = Instant::now();
             if let Ok(lines) = reach(&daemon, socket).await {
-                crate::complain("following the events of the daemon");
+                report::say("following the events of the daemon");
                 from = Stream::Daemon(lines);
             }
         }

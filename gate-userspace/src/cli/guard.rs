@@ -1,6 +1,5 @@
 //! `gate guard`.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -81,9 +80,7 @@ fn watch(pins: &Pins, args: &Guard, json: bool) -> anyhow::Result<Answer> {
                 // A reader that has gone is no reason to stop watching.
                 let _unseen = print(&(report::answer(report::guard_event_json(event)) + "\n"));
             }
-            false => {
-                let _unseen = writeln!(std::io::stderr(), "gate: {}", report::guard_event(event));
-            }
+            false => report::say(&report::guard_event(event)),
         };
         let end = watch?.run(&mut signals, &mut tell).await?;
         Ok(Answer::done(

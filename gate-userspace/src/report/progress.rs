@@ -12,6 +12,12 @@ use crate::health::Check;
 use crate::restart::Phase;
 use crate::restart::driver::{Moment, Progress};
 
+/// Says a line on stderr in gate's name. It is one write, so that lines of several processes stay whole.
+pub fn say(text: &str) {
+    // A closed stderr is no reason to stop.
+    let _unseen = io::stderr().write_all(format!("gate: {text}\n").as_bytes());
+}
+
 /// Progress on stderr: a live line on a terminal, plain lines elsewhere, nothing for JSON.
 pub struct Stderr {
     style: Style,
@@ -40,8 +46,7 @@ impl Stderr {
     pub(super) fn line(&mut self, text: &str) {
         self.clear();
         if self.style != Style::Silent {
-            // A closed stderr is no reason to stop a restart.
-            let _unseen = writeln!(io::stderr(), "gate: {text}");
+            say(text);
         }
     }
 
