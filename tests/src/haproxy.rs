@@ -187,11 +187,15 @@ impl<'a> HaProxy<'a> {
     }
 }
 
-/// HAProxy gives its socket a name when it listens already.
+/// HAProxy gives its socket a name before it listens.
 fn wait_for(socket: &Path) -> Result<()> {
     let late = Instant::now() + LIMIT;
-    while !socket.exists() {
-        ensure!(Instant::now() < late, "no {}", socket.display());
+    while UnixStream::connect(socket).is_err() {
+        ensure!(
+            Instant::now() < late,
+            "nobody listens on {}",
+            socket.display()
+        );
         sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -152,12 +152,11 @@ impl<'a> Nginx<'a> {
 
     /// Ends all its processes by SIGKILL.
     pub fn kill(&self) -> Result<()> {
-        let pid = self.folder.join("nginx.pid");
         // The master first: one that lives would start other workers.
         self.shell(&format!(
-            "read pid < '{}' && workers=$(cat /proc/$pid/task/$pid/children) && \
+            "{} && workers=$(cat /proc/$pid/task/$pid/children) && \
              kill -KILL $pid $workers && {GONE}",
-            pid.display()
+            self.pid_line()
         ))
     }
 
@@ -169,8 +168,14 @@ impl<'a> Nginx<'a> {
     /// Notes the master's process id, for [`GONE`], and tells it to finish what it has and end,
     /// by the signal that Debian's unit sends.
     fn stop_line(&self) -> String {
+        format!("{} && kill -QUIT $pid", self.pid_line())
+    }
+
+    /// Notes the master's process id as `$pid`. The master writes it after its parent has ended.
+    fn pid_line(&self) -> String {
         let pid = self.folder.join("nginx.pid");
-        format!("read pid < '{}' && kill -QUIT $pid", pid.display())
+        let pid = pid.display();
+        format!("until [ -s '{pid}' ]; do sleep 0.01; done && read pid < '{pid}'")
     }
 
     /// The shell line that starts nginx.

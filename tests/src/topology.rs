@@ -45,6 +45,9 @@ pub const MANY_CLIENTS: (Ipv4Addr, u8) = (Ipv4Addr::new(44, 0, 0, 0), 8);
 /// sees: in memory, gone with the topology.
 pub const SCRATCH: &str = "/run";
 
+/// The client's ports that tests choose; the kernel gives them to nobody.
+const CHOSEN: &str = "8080-8090,20000-20199,30000-30099,40000-40099";
+
 /// How long [`Topology::gate`] waits for the command.
 const GATE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -137,6 +140,7 @@ impl Topology {
         let topology = Self { live };
         // Ten seconds of 2,000 connections a second, and no port used twice.
         topology.sysctl(Side::Client, "net.ipv4.ip_local_port_range", "1024 65535")?;
+        topology.sysctl(Side::Client, "net.ipv4.ip_local_reserved_ports", CHOSEN)?;
         Ok(topology)
     }
 

@@ -17,7 +17,7 @@ fn restarted(times: u32, case: Case) -> Run {
     };
     let run = case.run(schedule).unwrap();
     assert_eq!(run.events, times as usize);
-    assert!(run.summary.outage >= MS * 299, "{run:?}");
+    assert!(run.summary.outage >= MS * 250, "{run:?}");
     run
 }
 

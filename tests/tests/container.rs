@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use common::{
     BEFORE_RETRANSMISSION, Clients, Dial, Ended, PORT, assert_only_while_held, count, dial, gate,
-    gate_either, gate_status, listen_at, shell, tcp_info, wait_until_counted, wait_until_held,
+    gate_either, gate_status, listen_at, shell, tcp_info, wait_until_counted,
+    wait_until_forwarding, wait_until_held,
 };
 use gate_common::abi::Counter;
 use gate_tests::nft;
@@ -37,6 +38,7 @@ impl Host {
             &topology,
             Side::Server,
             "ip link add br0 type bridge && ip link set br0 address 02:00:00:00:01:01 && \
+             echo 0 > /proc/sys/net/ipv6/conf/br0/accept_dad && \
              ip link set br0 up && ip address add 172.30.0.1/24 dev br0 && \
              ip -6 address add fd30::1/64 dev br0 nodad && \
              echo 1 > /proc/sys/net/ipv4/ip_forward && \
@@ -66,6 +68,7 @@ impl Host {
              ip route add default via 172.30.0.1 && ip -6 route add default via fd30::1"
         );
         shell(&self.topology, &namespace, &line);
+        wait_until_forwarding(&self.topology, name, "br0");
         Container { namespace }
     }
 

@@ -133,6 +133,7 @@ fn behind_a_bridge(topology: &Topology) -> Namespace {
         "ip link set eth0 address 02:00:00:00:00:05 up && \
          echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6",
     );
+    common::wait_until_forwarding(topology, "web", "br0");
     container
 }
 

@@ -20,7 +20,7 @@ fn upgraded(times: u32, how: How) -> Run {
     // HAProxy forgives nothing, so that the gate is all that helps.
     let run = run(how, Retries::None, schedule).unwrap();
     assert_eq!(run.events, times as usize);
-    assert!(run.summary.outage >= MS * 299, "{run:?}");
+    assert!(run.summary.outage >= MS * 250, "{run:?}");
     run
 }
 

@@ -2,12 +2,13 @@
 
 mod common;
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use common::{
     Clients, ENDPOINT, LIMIT, PORT, ROOT, assert_refusal, attached, count, exists, gate,
-    gate_by_filters, json, listen, listen_at, mode, shell, tc_state, up, wait_until_held,
+    gate_by_filters, json, listen, listen_at, mode, shell, tc_state, up, wait_until,
+    wait_until_held,
 };
 use gate_common::abi::{ABI_VERSION, Counter};
 use gate_tests::backend::Options;
@@ -105,7 +106,7 @@ fn a_purge_enters_other_network_namespaces_and_opens_there() {
                 .unwrap();
             json(&output)["gates"][0]["held"] == 1
         };
-        common::wait_until("its SYN is held", held);
+        wait_until("its SYN is held", held);
         let purged = json(&gate(&topology, &["purge", "--json"]));
         assert_eq!(purged["elsewhere"][0]["down"]["interfaces"][0], INTERFACE);
         assert_eq!(purged["elsewhere"][0]["down"]["released"], 1, "{purged}");
@@ -176,6 +177,10 @@ fn while_the_daemon_answers_a_purge_is_refused_unless_it_is_forced() {
     // A socket that a killed daemon left is no daemon.
     shell(&topology, Side::Server, "mkdir /run/gate");
     drop(topology.run(Side::Server, || Ok(UnixListener::bind(socket)?)));
+    wait_until("nobody listens", || {
+        let connect = || Ok(UnixStream::connect(socket).is_err());
+        topology.run(Side::Server, connect).unwrap()
+    });
     assert_eq!(gate(&topology, &["purge"]).stdout, "removed /run/gate\n");
     assert_nothing_left(&topology);
 }

@@ -217,7 +217,7 @@ pub fn wait_until_counted(topology: &Topology, endpoint: &str, counter: Counter,
 }
 
 #[track_caller]
-pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let late = Instant::now() + LIMIT;
     while !is_so() {
         assert!(
@@ -226,6 +226,19 @@ pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         );
         sleep(MS * 5);
     }
+}
+
+/// Waits until the kernel has noticed the carrier of a bridge's port at the server, and of the bridge:
+/// before that their queues drop all.
+#[track_caller]
+pub fn wait_until_forwarding(topology: &Topology, port: &str, bridge: &str) {
+    wait_until("the bridge forwards", || {
+        let is_up = |interface| {
+            let line = format!("ip link show {interface}");
+            shell(topology, Side::Server, &line).contains(" state UP ")
+        };
+        is_up(port) && is_up(bridge)
+    });
 }
 
 /// How many processes of the topology have a command line that begins with this, the program's
