@@ -59,6 +59,15 @@ pub enum Error {
         /// The capabilities.
         missing: String,
     },
+    /// The effective user may not lock the memory of maps, which count to that before Linux 5.11.
+    #[error(
+        "maps count as locked memory, of which this process may have {kib} KiB: raise that by \
+         `ulimit -l unlimited`, or by LimitMEMLOCK=infinity in a unit"
+    )]
+    LockedMemory {
+        /// How many KiB it may have.
+        kib: u64,
+    },
     /// No bpffs where the pins go.
     #[error(
         "no bpffs at {path}: mount it with `mount -t bpf bpf {path}` (under `ip netns exec` it is \
@@ -433,7 +442,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Rights { .. } => exit::RIGHTS,
+            Self::Rights { .. } | Self::LockedMemory { .. } => exit::RIGHTS,
             Self::Backend(error) => error.exit_code(),
             Self::Alias(error) => error.exit_code(),
             Self::Call { source, .. } if is_rights(source) => exit::RIGHTS,

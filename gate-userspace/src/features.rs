@@ -346,12 +346,35 @@ pub fn require() -> Result<()> {
 /// # Errors
 /// [`Error::Kernel`].
 pub fn require_one(probe: Probe) -> Result<()> {
-    let missing = FEATURES.iter().find(|feature| {
-        feature.probe == probe && State::of(probe, running::ask(probe)) == State::Absent
-    });
-    match missing {
+    let mut all = FEATURES.iter();
+    match all.find(|feature| feature.probe == probe && is_absent(probe)) {
         Some(feature) => Err(lacking(feature, &release())),
         None => Ok(()),
+    }
+}
+
+fn is_absent(probe: Probe) -> bool {
+    State::of(probe, running::ask(probe)) == State::Absent
+}
+
+/// Whether maps count as locked memory. Where that is used up the kernel can't be asked, and its release
+/// tells.
+#[must_use]
+pub fn counts_locked_memory() -> bool {
+    let probe = Probe::CgroupMemory;
+    match State::of(probe, running::ask(probe)) {
+        State::Present => false,
+        State::Absent => true,
+        State::Forbidden | State::Unknown(_) | State::Unneeded => is_before(&release(), (5, 11)),
+    }
+}
+
+/// Whether a release, as `5.10.0-32-amd64`, is older than this version.
+fn is_before(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < version,
+        _ => false,
     }
 }
 

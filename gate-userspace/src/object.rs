@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::hooks::Slot;
 use crate::interfaces::Layer;
 use crate::pins::{self, Lock, Pins};
+use crate::rights;
 use crate::tables::{ARMED, MAPS, Tables, shares};
 
 pub use steer::STEER;
@@ -173,9 +174,7 @@ fn load(folder: &Path, held: u32, purpose: Purpose) -> Result<Ebpf> {
 pub(crate) fn load_error(error: aya::EbpfError) -> Error {
     let code = os_error(&error);
     match (code, Error::aya("load the data path")(error)) {
-        (Some(libc::EPERM), _) => Error::Rights {
-            missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
-        },
+        (Some(libc::EPERM), _) => rights::refused(),
         (Some(libc::ENOMEM), Error::Aya { text, .. }) => Error::NoMemory { text },
         (_, error) => error,
     }

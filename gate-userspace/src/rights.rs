@@ -1,6 +1,9 @@
 //! Whether this process may do what gate does.
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use crate::error::{Error, Result};
+use crate::features;
 
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_DAC_READ_SEARCH: u32 = 2;
@@ -76,6 +79,34 @@ pub fn may_trace() -> Result<bool> {
 fn traces(mask: u64) -> bool {
     let reads = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH;
     mask & 1 << CAP_SYS_PTRACE != 0 && mask & reads != 0
+}
+
+/// How many bytes this process may lock, where that has a limit which it can't raise.
+///
+/// # Errors
+/// When the kernel doesn't tell.
+pub fn locked_memory() -> Result<Option<u64>> {
+    if may_raise_limits()? {
+        return Ok(None);
+    }
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).ok();
+    Ok(limit
+        .map(|(_, hard)| hard)
+        .filter(|hard| *hard != RLIM_INFINITY))
+}
+
+/// What `EPERM` from bpf(2) means.
+pub(crate) fn refused() -> Error {
+    let lacks_none = missing().is_ok_and(|missing| missing.is_empty());
+    // Before Linux 5.11 that is said of too much memory, too.
+    match locked_memory() {
+        Ok(Some(bytes)) if lacks_none && features::counts_locked_memory() => {
+            Error::LockedMemory { kib: bytes / 1024 }
+        }
+        _ => Error::Rights {
+            missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
+        },
+    }
 }
 
 /// This thread's effective capabilities.

@@ -31,11 +31,20 @@ fn of_unit() -> BTreeSet<String> {
         .collect()
 }
 
-/// `gate` as the unit runs it: root with these capabilities, who never gets more.
+/// `gate` as the unit runs it: root with these capabilities, who never gets more, and may lock any
+/// memory.
 fn gate_with(capabilities: &BTreeSet<String>, args: &[&str]) -> Command {
+    gate_that_locks("unlimited", capabilities, args)
+}
+
+/// The same, who may lock so many KiB.
+fn gate_that_locks(kib: &str, capabilities: &BTreeSet<String>, args: &[&str]) -> Command {
     let set: String = capabilities.iter().map(|one| format!(",+{one}")).collect();
-    let mut command = Command::new("setpriv");
+    // Where the test's own rights don't reach to lift it, it does not count, or what needs it fails.
+    let line = format!("ulimit -l {kib} 2>/dev/null; exec \"$@\"");
+    let mut command = Command::new("sh");
     command
+        .args(["-c", &line, "sh", "setpriv"])
         .arg(format!("--bounding-set=-all{set}"))
         .args(["--inh-caps=-all", "--no-new-privs"])
         .arg(exe::gate().unwrap())
@@ -115,6 +124,21 @@ fn with_the_units_capabilities_gate_does_all_its_work() {
     }
     let doctor = run(&topology, &all, &["doctor", "--json"]);
     assert_eq!(common::json(&doctor)["works"], true, "{doctor}");
+}
+
+#[test]
+fn a_limit_of_locked_memory_is_named_where_maps_count_to_it() {
+    let topology = Topology::new().unwrap();
+    let limited = |args: &[&str]| {
+        let mut command = gate_that_locks("64", &of_unit(), args);
+        topology.output(Side::Server, &mut command, LIMIT).unwrap()
+    };
+    let doctor = limited(&["doctor"]);
+    let up = limited(&["up", INTERFACE]);
+    match doctor.stdout.contains("maps count as locked memory") {
+        true => assert_refusal(&up, 4, &["64 KiB", "ulimit -l unlimited"]),
+        false => assert_eq!(up.code(), 0, "{up}"),
+    }
 }
 
 #[test]

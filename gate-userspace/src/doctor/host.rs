@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::PathBuf;
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-
 use crate::attach::NO_TCX;
 use crate::error::Result;
 use crate::features;
@@ -42,13 +40,7 @@ impl Host {
             lockdown: lockdown(&read("/sys/kernel/security/lockdown")),
             linear_syns: linear.trim().parse().ok(),
             no_tcx: std::env::var_os(NO_TCX).is_some(),
-            locked_memory: match rights::may_raise_limits()? {
-                true => None,
-                false => getrlimit(Resource::RLIMIT_MEMLOCK)
-                    .ok()
-                    .map(|(_, hard)| hard)
-                    .filter(|hard| *hard != RLIM_INFINITY),
-            },
+            locked_memory: rights::locked_memory()?,
         })
     }
 }

@@ -156,3 +156,17 @@ fn the_newest_required_feature_comes_first() {
     assert!(versions.iter().all(|version| *version <= (5, 10)));
     assert_eq!(FEATURES[0].probe, Probe::Bpf);
 }
+
+#[test]
+fn a_release_is_compared_by_its_numbers() {
+    for (release, is_older) in [
+        ("5.10.0-32-cloud-amd64", true),
+        ("4.18.0-553.el8", true),
+        ("5.11-rc1", false),
+        ("5.11.0", false),
+        ("6.1.0", false),
+        ("unknown", false),
+    ] {
+        assert_eq!(is_before(release, (5, 11)), is_older, "{release}");
+    }
+}

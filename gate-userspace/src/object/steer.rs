@@ -21,6 +21,7 @@ use aya_obj::{EbpfSectionKind, Object};
 use super::refusal;
 use crate::error::{Error, Result};
 use crate::pins::{self, Lock, Pins};
+use crate::rights;
 use crate::sys;
 use crate::tables::handovers::MAPS;
 
@@ -135,9 +136,7 @@ impl Steering {
         let loaded =
             sys::load::load_program(*kind, name, &code.instructions, program.license.as_c_str());
         loaded.map_err(|(error, log)| match error.raw_os_error() {
-            Some(libc::EPERM) => Error::Rights {
-                missing: "CAP_BPF, CAP_NET_ADMIN".to_owned(),
-            },
+            Some(libc::EPERM) => rights::refused(),
             _ => failed(refusal(&error, &log)),
         })
     }
