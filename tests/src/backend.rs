@@ -98,7 +98,7 @@ pub fn serve(options: &Options) -> Result<()> {
 }
 
 /// Lets this process have as many files open as the machine allows.
-pub(crate) fn raise_file_limit() -> Result<()> {
+pub fn raise_file_limit() -> Result<()> {
     let hard = most_files()?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit(RLIMIT_NOFILE)")
 }

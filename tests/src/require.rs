@@ -13,7 +13,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gate_userspace::{sockets, sys};
@@ -47,6 +48,8 @@ pub enum Feature {
     NamespaceCookie,
     /// Test runs of XDP programs whose frames go on their way.
     LiveFrames,
+    /// Maps that say how much memory they use, and not how much they may.
+    MapUsage,
     /// Suspending the machine to memory.
     Suspend,
 }
@@ -69,6 +72,7 @@ impl Feature {
             ),
             Self::NamespaceCookie => ("SO_NETNS_COOKIE", Version(5, 14), None),
             Self::LiveFrames => ("XDP live frames", Version(5, 18), None),
+            Self::MapUsage => ("the memory that maps use", Version(6, 4), None),
             Self::Suspend => ("suspend", Version(2, 6), Some("CONFIG_SUSPEND")),
         }
     }
@@ -85,6 +89,7 @@ impl Feature {
             Self::SockDestroy => Ok(sockets::can_destroy()?),
             Self::NamespaceCookie => Ok(sys::namespace_cookie()?.is_some()),
             Self::LiveFrames => probe::live_frames(),
+            Self::MapUsage => probe::map_usage(),
             Self::Suspend => probe::suspend(),
             Self::LinearSynTimeouts => {
                 Ok(Path::new("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists())
@@ -131,6 +136,9 @@ pub fn skip(reason: &str) {
     note(&format!("SKIPPED {test}: {reason}\n")).expect("note a skipped test");
 }
 
+/// How long a module may take to load.
+const LOADED: Duration = Duration::from_secs(10);
+
 /// Why a test that needs the feature is skipped; nothing when it need not be.
 fn check(feature: Feature) -> Result<Option<String>> {
     if feature.probe()? {
@@ -139,7 +147,16 @@ fn check(feature: Feature) -> Result<Option<String>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the release")?;
     let release = release.trim();
     let version = Version::parse(release).with_context(|| format!("read {release}"))?;
-    excuse(feature, version, || configuration(release)).map(Some)
+    let late = Instant::now() + LOADED;
+    loop {
+        match excuse(feature, version, || configuration(release)) {
+            Ok(reason) => return Ok(Some(reason)),
+            // A module that another test's question loads at this moment is not found yet.
+            Err(_) if feature.probe()? => return Ok(None),
+            Err(error) if Instant::now() > late => return Err(error),
+            Err(_) => sleep(Duration::from_millis(50)),
+        }
+    }
 }
 
 /// Why the kernel need not have the feature.

@@ -194,13 +194,21 @@ fn who_joins_a_group_later_is_known_by_the_next_handover() {
     assert_complaint(&remaining, &["1 connection", TO]);
 }
 
+/// The process id by which its own namespace knows it.
+#[track_caller]
+fn own_pid(process: &Process) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.unwrap().split_whitespace().last().unwrap().to_owned()
+}
+
 #[test]
 fn a_process_can_be_named_instead_of_its_address() {
     let topology = Topology::new().unwrap();
     let _a = serve(&topology, "a", &[ENDPOINT]);
-    let _b = serve(&topology, "b", &[TO]);
-    let pid = shell(&topology, Side::Server, "pgrep -f -- '[-]-name b'");
-    let pid = pid.trim();
+    let b = serve(&topology, "b", &[TO]);
+    let pid = own_pid(&b);
+    let pid = pid.as_str();
     gate(&topology, &["handover", ENDPOINT, "--pid", pid]);
     assert_eq!(ask(&topology, Side::Client, server_v4(PORT)), "b");
     let to_nothing = ["handover", ENDPOINT, "--pid", pid, "--to", "127.0.0.1:8083"];

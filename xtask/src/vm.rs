@@ -255,6 +255,8 @@ impl Parts {
             ("GATE_TEST_NFT", "GATE_TEST_NFT_LIBS"),
             ("GATE_TEST_APACHE", "GATE_TEST_APACHE_LIBS"),
             ("GATE_TEST_HAPROXY", "GATE_TEST_HAPROXY_LIBS"),
+            ("GATE_TEST_HAPROXY_3", "GATE_TEST_HAPROXY_3_LIBS"),
+            ("GATE_TEST_IPTABLES", "GATE_TEST_IPTABLES_LIBS"),
             ("GATE_TEST_GUNICORN", "GATE_TEST_GUNICORN_LIBS"),
         ] {
             if let Some(program) = value(program) {
@@ -268,6 +270,15 @@ impl Parts {
             if let Some(folder) = value(folder) {
                 image.tree(folder, value(libraries))?;
             }
+        }
+        // By a loader of its own, ldd does not see its libraries; and extensions are no program's.
+        for libraries in ["GATE_TEST_HAPROXY_3_LIBS", "GATE_TEST_IPTABLES_LIBS"] {
+            if let Some(folder) = value(libraries) {
+                image.tree(folder, Some(folder))?;
+            }
+        }
+        for folder in &vm.sources {
+            image.tree(&cargo::workspace().join(folder), None)?;
         }
         image.program(&cargo::binary("release", "gate-lab")?, None)?;
         Ok(image)

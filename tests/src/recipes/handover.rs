@@ -85,7 +85,7 @@ pub struct Handovers {
     pub answered: [usize; 2],
     /// Downloads that came whole, and the longest time that one took.
     pub downloads: (usize, Duration),
-    /// Requests that were due when new connections went to the new backend, and that the one before
+    /// Requests that were made while new connections went to the new backend, and that the one before
     /// answered.
     pub late: usize,
 }
@@ -268,10 +268,11 @@ impl Handovers {
         };
         let late = |one: &&Seen| {
             let due = begin + one.request.at;
+            let done = due + one.request.latency;
             let at = turns.partition_point(|turn| turn.switched <= due);
             // Before the first handover it is A's, and from each command on it may be either's.
             let next = turns.get(at).map(|next| next.begun);
-            let settled = next.is_none_or(|next| due < next);
+            let settled = next.is_none_or(|next| done < next);
             let now = turns[..at].last().map_or(Who::A, |turn| turn.to);
             settled && one.who == Some(now.other())
         };

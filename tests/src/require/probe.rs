@@ -3,11 +3,14 @@
 use std::fs;
 use std::io;
 use std::mem::size_of;
+use std::os::fd::AsRawFd as _;
 use std::panic::resume_unwind;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{
+    BPF_F_NO_PREALLOC, bpf_attach_type, bpf_cmd, bpf_map_type, bpf_prog_type,
+};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, unshare};
@@ -25,6 +28,28 @@ pub(super) fn tcx() -> Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error).context("ask for the programs at a TCX hook"),
     }
+}
+
+/// Makes a map without entries, and asks whether it uses the memory of all that it may have.
+pub(super) fn map_usage() -> Result<bool> {
+    const ENTRIES: u32 = 1024;
+    const VALUE: u32 = 1024;
+    bpf::unlimited_memory();
+    let mut attr = bpf::attr();
+    // SAFETY: every bit pattern is a value of these fields.
+    let map = unsafe { &mut attr.__bindgen_anon_1 };
+    map.map_type = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+    map.key_size = 4;
+    map.value_size = VALUE;
+    map.max_entries = ENTRIES;
+    map.map_flags = BPF_F_NO_PREALLOC;
+    // SAFETY: the attribute points to nothing, and the command returns a descriptor.
+    let map = unsafe { bpf::object(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.context("make a map")?;
+    let info = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
+    let info = fs::read_to_string(&info).with_context(|| format!("read {info}"))?;
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let bytes: u32 = bytes.context("find memlock")?.trim().parse()?;
+    Ok(bytes < ENTRIES * VALUE)
 }
 
 /// Whether the machine can be suspended to memory.

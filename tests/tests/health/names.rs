@@ -1,22 +1,30 @@
 //! Names: those with several addresses, with none, and those whose look-up hangs.
 
+use std::fs;
 use std::net::{ToSocketAddrs as _, UdpSocket};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gate_tests::topology::{Side, Topology, server_v4};
+use gate_tests::topology::{SCRATCH, Side, Topology, server_v4};
 use gate_userspace::health::{Checker, Connectors, Spec};
 use nix::mount::{MsFlags, mount};
 
 use crate::common::{MS, listen};
 use crate::{fails, passes, spec};
 
-/// Gives the topology a file of its own in /etc, for threads.
+/// Gives the topology a file in an /etc of its own, for threads.
 fn etc(topology: &Topology, name: &str, text: &str) {
-    let (own, theirs) = (format!("/run/etc-{name}"), format!("/etc/{name}"));
+    let own = Path::new(SCRATCH).join("etc");
     let replace = || {
-        std::fs::write(&own, text)?;
-        let none = None::<&str>;
-        Ok(mount(Some(&*own), &*theirs, none, MsFlags::MS_BIND, none)?)
+        if !own.exists() {
+            fs::create_dir(&own)?;
+            fs::write(own.join("nsswitch.conf"), "hosts: files dns\n")?;
+            // A name may have several lines.
+            fs::write(own.join("host.conf"), "multi on\n")?;
+            let none = None::<&str>;
+            mount(Some(&own), "/etc", none, MsFlags::MS_BIND, none)?;
+        }
+        Ok(fs::write(own.join(name), text)?)
     };
     topology.run(Side::Server, replace).unwrap();
 }

@@ -90,7 +90,7 @@ impl Image {
         }
         let users = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
         self.archive.text("/etc/passwd", users, 0o644);
-        let groups = "root:x:0:\nnogroup:x:65534:\n";
+        let groups = "root:x:0:\nusers:x:100:\nnogroup:x:65534:\n";
         self.archive.text("/etc/group", groups, 0o644);
         Ok(missing)
     }
@@ -116,8 +116,11 @@ impl Image {
         Ok(())
     }
 
-    /// All files below a folder where the host has it, and what its programs and modules need.
+    /// A file, or all files below a folder, where the host has it, and what its programs and modules need.
     pub fn tree(&mut self, folder: &Path, libraries: Option<&Path>) -> Result<()> {
+        if folder.is_file() {
+            return self.archive.host(folder);
+        }
         let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
         for entry in entries {
             let entry = entry.with_context(|| format!("list {}", folder.display()))?;

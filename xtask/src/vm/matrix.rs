@@ -49,6 +49,8 @@ pub struct Vm {
     pub programs: Vec<String>,
     /// More of the host's files.
     pub files: Vec<String>,
+    /// Files of the workspace that tests read, and folders of them.
+    pub sources: Vec<String>,
     /// As QEMU reads it.
     pub memory: String,
     /// How many processors.
